@@ -1,0 +1,456 @@
+//! Where an item is, by the hash of its key: linear hashing over buckets of one cache line.
+//!
+//! A bucket holds twelve entries, each a tag of 8 hash bits and a 32-bit item address, so a lookup
+//! costs one cache miss for the bucket and one for the item, and a miss in the cache almost always
+//! only the first. Linear hashing (Litwin, 1980) grows by splitting one bucket at a time: there is
+//! no moment at which the table is rebuilt, and no second table beside the first.
+//!
+//! Hash bits: 0..10 are the partition's, 16..48 choose the bucket, 48..56 are the tag, the top
+//! ones choose the shard; they do not overlap, so that a node that holds some partitions only
+//! still fills its buckets evenly.
+//!
+//! ```text
+//!   bucket, 64 bytes:  tag u8 x 12 | overflow slot u32 | item slot u32 x 12
+//! ```
+//!
+//! Invariants:
+//! - in a chain of buckets all but the last are full, and no overflow bucket is empty;
+//! - an unused entry has tag 0 and slot 0; used tags are never 0.
+//!
+//! Cost: 64 bytes for 9 items on average where it is in balance, about 8 bytes an item with
+//! overflow buckets; a split moves about 9 entries and hashes their keys.
+
+use crate::heap::{BUCKET_LEN, NIL, Slot};
+use crate::item::Items;
+use crate::region::{PAGE_LEN, PageId};
+
+const WAYS: usize = 12;
+const BUCKETS_PER_PAGE: usize = PAGE_LEN / BUCKET_LEN;
+const LEVEL_MIN: u32 = BUCKETS_PER_PAGE.trailing_zeros();
+/// A bucket is split when there are more items than this a bucket on average …
+const LOAD_MAX: usize = 9;
+/// … and merged when there are fewer than this.
+const LOAD_MIN: usize = 4;
+
+/// Bits of the hash that choose the bucket.
+fn place(hash: u64) -> usize {
+    (hash >> 16) as u32 as usize
+}
+
+fn tag(hash: u64) -> u8 {
+    ((hash >> 48) as u8).max(1)
+}
+
+/// The index of one shard. Its buckets live in the shard's heap.
+pub(crate) struct Index {
+    /// Page of each run of buckets.
+    pages: Vec<PageId>,
+    /// There are `1 << level` buckets before the round of splits under way …
+    level: u32,
+    /// … of which this many have been split.
+    split: usize,
+    len: usize,
+    scratch: Vec<(Slot, u64)>,
+    spare: Vec<Slot>,
+}
+
+/// There was no memory for a bucket: make room and try again.
+#[derive(Debug)]
+pub(crate) struct NoRoom;
+
+impl Index {
+    /// An index without buckets: [`open`](Self::open) gives it its first page.
+    pub(crate) fn new() -> Self {
+        Self {
+            pages: Vec::new(),
+            level: LEVEL_MIN,
+            split: 0,
+            len: 0,
+            scratch: Vec::new(),
+            spare: Vec::new(),
+        }
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        !self.pages.is_empty()
+    }
+
+    /// Takes the first page of buckets.
+    pub(crate) fn open(&mut self, items: &mut Items) -> Result<(), NoRoom> {
+        let page = items.heap.take_raw_page().ok_or(NoRoom)?;
+        items.heap.bytes_mut(page as usize * PAGE_LEN, PAGE_LEN).fill(0);
+        self.pages.push(page);
+        Ok(())
+    }
+
+    /// Forgets everything; the pages are the caller's to give back.
+    pub(crate) fn clear(&mut self) -> Vec<PageId> {
+        self.level = LEVEL_MIN;
+        self.split = 0;
+        self.len = 0;
+        std::mem::take(&mut self.pages)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    fn buckets(&self) -> usize {
+        (1 << self.level) + self.split
+    }
+
+    pub(crate) fn pages(&self) -> usize {
+        self.pages.len()
+    }
+
+    pub(crate) fn table_bytes(&self) -> usize {
+        self.pages.capacity() * 4 + self.scratch.capacity() * 16 + self.spare.capacity() * 4
+    }
+
+    fn number(&self, hash: u64) -> usize {
+        let place = place(hash);
+        let low = place & ((1 << self.level) - 1);
+        if low < self.split { place & ((2 << self.level) - 1) } else { low }
+    }
+
+    fn at(&self, bucket: usize) -> usize {
+        let page = self.pages[bucket / BUCKETS_PER_PAGE];
+        page as usize * PAGE_LEN + bucket % BUCKETS_PER_PAGE * BUCKET_LEN
+    }
+
+    /// Offset of the bucket that a lookup of this hash reads first, for prefetching.
+    pub(crate) fn bucket_at(&self, hash: u64) -> usize {
+        if self.is_open() { self.at(self.number(hash)) } else { 0 }
+    }
+
+    /// The first item whose tag matches, for prefetching: most likely the one.
+    pub(crate) fn guess(&self, items: &Items, hash: u64) -> Option<Slot> {
+        if !self.is_open() {
+            return None;
+        }
+        let at = self.at(self.number(hash));
+        let matches = matching(items.heap.bytes(at, BUCKET_LEN), tag(hash));
+        (matches != 0).then(|| entry(items, at, matches.trailing_zeros() as usize))
+    }
+
+    /// The item with this key.
+    pub(crate) fn find(&self, items: &Items, hash: u64, key: &[u8]) -> Option<Slot> {
+        if !self.is_open() {
+            return None;
+        }
+        let tag = tag(hash);
+        let mut at = self.at(self.number(hash));
+        loop {
+            let mut matches = matching(items.heap.bytes(at, BUCKET_LEN), tag);
+            while matches != 0 {
+                let slot = entry(items, at, matches.trailing_zeros() as usize);
+                if items.key(slot) == key {
+                    return Some(slot);
+                }
+                matches &= matches - 1;
+            }
+            match overflow(items, at) {
+                NIL => return None,
+                next => at = items.heap.offset(next),
+            }
+        }
+    }
+
+    /// Adds an entry for an item whose key is not there.
+    pub(crate) fn insert(
+        &mut self,
+        items: &mut Items,
+        hash: u64,
+        slot: Slot,
+    ) -> Result<(), NoRoom> {
+        let at = self.at(self.number(hash));
+        append(items, at, tag(hash), slot, &mut self.spare)?;
+        self.len += 1;
+        Ok(())
+    }
+
+    /// Removes the entry of this item. False when there is none.
+    pub(crate) fn remove(&mut self, items: &mut Items, hash: u64, slot: Slot) -> bool {
+        let Some((hole_at, hole)) = self.position(items, hash, slot) else { return false };
+        // The last entry of the chain fills the hole.
+        let mut before = None;
+        let mut at = hole_at;
+        while let next @ 1.. = overflow(items, at) {
+            before = Some(at);
+            at = items.heap.offset(next);
+        }
+        let last = used(items, at) - 1;
+        let moved = (items.heap.bytes(at, WAYS)[last], entry(items, at, last));
+        set_entry(items, hole_at, hole, moved.0, moved.1);
+        set_entry(items, at, last, 0, NIL);
+        if last == 0 {
+            let head = self.at(self.number(hash));
+            if at != head {
+                let before = before.unwrap_or_else(|| previous(items, head, at));
+                let empty = overflow(items, before);
+                set_overflow(items, before, NIL);
+                items.heap.free_slot(empty);
+            }
+        }
+        self.len -= 1;
+        true
+    }
+
+    /// Points the entry of an item to its new address.
+    pub(crate) fn replace(&mut self, items: &mut Items, hash: u64, old: Slot, new: Slot) -> bool {
+        let Some((at, way)) = self.position(items, hash, old) else { return false };
+        set_entry(items, at, way, tag(hash), new);
+        true
+    }
+
+    fn position(&self, items: &Items, hash: u64, slot: Slot) -> Option<(usize, usize)> {
+        if !self.is_open() {
+            return None;
+        }
+        let mut at = self.at(self.number(hash));
+        loop {
+            if let Some(way) = (0..WAYS).find(|&way| entry(items, at, way) == slot) {
+                return Some((at, way));
+            }
+            match overflow(items, at) {
+                NIL => return None,
+                next => at = items.heap.offset(next),
+            }
+        }
+    }
+
+    /// Whether there are more items than buckets can hold well.
+    pub(crate) fn wants_growth(&self) -> bool {
+        self.len > self.buckets() * LOAD_MAX
+    }
+
+    /// Whether there are far more buckets than items need.
+    pub(crate) fn wants_shrinking(&self) -> bool {
+        self.buckets() > BUCKETS_PER_PAGE && self.len < self.buckets() * LOAD_MIN
+    }
+
+    /// Splits one bucket.
+    pub(crate) fn grow(&mut self, items: &mut Items) -> Result<(), NoRoom> {
+        let new = self.buckets();
+        if new / BUCKETS_PER_PAGE == self.pages.len() {
+            self.pages.push(items.heap.take_raw_page().ok_or(NoRoom)?);
+        }
+        let new_at = self.at(new);
+        items.heap.bytes_mut(new_at, BUCKET_LEN).fill(0);
+        self.collect(items, self.split);
+        self.split += 1;
+        if self.split == 1 << self.level {
+            self.level += 1;
+            self.split = 0;
+        }
+        self.put_back(items);
+        Ok(())
+    }
+
+    /// Merges the last bucket into the one it was split from.
+    pub(crate) fn shrink(&mut self, items: &mut Items) -> Result<(), NoRoom> {
+        if self.buckets() <= BUCKETS_PER_PAGE {
+            return Ok(());
+        }
+        let (level, split) = if self.split == 0 {
+            (self.level - 1, (1 << (self.level - 1)) - 1)
+        } else {
+            (self.level, self.split - 1)
+        };
+        let last = self.buckets() - 1;
+        // One bucket fewer at the head, so at most one more in overflow: have it before the
+        // entries are in nobody's hands.
+        let spare = take_bucket(items)?;
+        self.collect(items, last);
+        self.collect(items, split);
+        self.spare.push(spare);
+        self.level = level;
+        self.split = split;
+        self.put_back(items);
+        if last.is_multiple_of(BUCKETS_PER_PAGE)
+            && let Some(page) = self.pages.pop()
+        {
+            items.heap.give_raw_page(page);
+        }
+        Ok(())
+    }
+
+    /// Takes all entries out of a chain into `scratch`, and its overflow buckets into `spare`.
+    fn collect(&mut self, items: &mut Items, bucket: usize) {
+        let head = self.at(bucket);
+        let first = self.scratch.len();
+        let mut at = head;
+        loop {
+            for way in 0..used(items, at) {
+                let slot = entry(items, at, way);
+                prefetch(items.heap.pointer(items.heap.offset(slot)));
+                self.scratch.push((slot, 0));
+            }
+            match overflow(items, at) {
+                NIL => break,
+                next => {
+                    self.spare.push(next);
+                    at = items.heap.offset(next);
+                }
+            }
+        }
+        for (slot, hash) in &mut self.scratch[first..] {
+            *hash = items.key_hash(*slot);
+        }
+        items.heap.bytes_mut(head, BUCKET_LEN).fill(0);
+    }
+
+    /// Puts the entries collected where they belong now; buckets left over are freed.
+    fn put_back(&mut self, items: &mut Items) {
+        while let Some((slot, hash)) = self.scratch.pop() {
+            let at = self.at(self.number(hash));
+            // Splitting n entries over two heads takes no more overflow buckets than there were,
+            // and merging has one in reserve, so `spare` suffices.
+            let put = append(items, at, tag(hash), slot, &mut self.spare);
+            debug_assert!(put.is_ok());
+        }
+        while let Some(bucket) = self.spare.pop() {
+            items.heap.free_slot(bucket);
+        }
+    }
+
+    /// Calls `visit` for each item in the bucket that `cursor` stands at; returns where to go on,
+    /// or `None` at the end. Items there from beginning to end of a walk are visited at least
+    /// once, whatever splits and merges happen between the steps: the cursor counts in reversed
+    /// bits, so that the halves of a split bucket are neighbours in the walk.
+    pub(crate) fn walk(
+        &self,
+        items: &Items,
+        cursor: u32,
+        mut visit: impl FnMut(Slot),
+    ) -> Option<u32> {
+        if !self.is_open() {
+            return None;
+        }
+        let hash = u64::from(cursor) << 16;
+        let number = self.number(hash);
+        let mut at = self.at(number);
+        loop {
+            for way in 0..used(items, at) {
+                visit(entry(items, at, way));
+            }
+            match overflow(items, at) {
+                NIL => break,
+                next => at = items.heap.offset(next),
+            }
+        }
+        let low = cursor as usize & ((1 << self.level) - 1);
+        let bits = self.level + u32::from(low < self.split);
+        let step = (cursor | u32::MAX.checked_shl(bits).unwrap_or(0)).reverse_bits();
+        step.checked_add(1).map(u32::reverse_bits)
+    }
+}
+
+/// Bit i is set where tag i matches.
+fn matching(bucket: &[u8], tag: u8) -> u32 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_mm_cmpeq_epi8, _mm_loadu_si128, _mm_movemask_epi8, _mm_set1_epi8};
+        assert!(bucket.len() >= 16, "a bucket is 64 bytes");
+        // SAFETY: SSE2 is part of x86_64, and 16 bytes are there to load.
+        let equal = unsafe {
+            let tags = _mm_loadu_si128(bucket.as_ptr().cast());
+            _mm_movemask_epi8(_mm_cmpeq_epi8(tags, _mm_set1_epi8(tag.cast_signed())))
+        };
+        equal.cast_unsigned() & ((1 << WAYS) - 1)
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        bucket[..WAYS]
+            .iter()
+            .enumerate()
+            .fold(0, |bits, (way, &other)| bits | (u32::from(other == tag) << way))
+    }
+}
+
+/// Asks for a cache line early. Any address is allowed.
+pub(crate) fn prefetch(pointer: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch never faults and changes nothing that a program can see.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(pointer.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = pointer;
+}
+
+fn entry(items: &Items, at: usize, way: usize) -> Slot {
+    items.heap.read_u32(at + 16 + 4 * way)
+}
+
+fn set_entry(items: &mut Items, at: usize, way: usize, tag: u8, slot: Slot) {
+    items.heap.bytes_mut(at, WAYS)[way] = tag;
+    items.heap.write_u32(at + 16 + 4 * way, slot);
+}
+
+fn overflow(items: &Items, at: usize) -> Slot {
+    items.heap.read_u32(at + 12)
+}
+
+fn set_overflow(items: &mut Items, at: usize, slot: Slot) {
+    items.heap.write_u32(at + 12, slot);
+}
+
+/// Entries in use: they come first in a bucket.
+fn used(items: &Items, at: usize) -> usize {
+    items.heap.bytes(at, WAYS).iter().position(|&tag| tag == 0).unwrap_or(WAYS)
+}
+
+/// The bucket before `target` in the chain from `head`.
+fn previous(items: &Items, head: usize, target: usize) -> usize {
+    let mut at = head;
+    loop {
+        let next = items.heap.offset(overflow(items, at));
+        if next == target || next == 0 {
+            return at;
+        }
+        at = next;
+    }
+}
+
+fn take_bucket(items: &mut Items) -> Result<Slot, NoRoom> {
+    let class = items.heap.bucket_class();
+    if let Some(slot) = items.heap.take_slot(class) {
+        return Ok(slot);
+    }
+    if !items.heap.add_page(class) {
+        return Err(NoRoom);
+    }
+    items.heap.take_slot(class).ok_or(NoRoom)
+}
+
+fn append(
+    items: &mut Items,
+    head: usize,
+    tag: u8,
+    slot: Slot,
+    spare: &mut Vec<Slot>,
+) -> Result<(), NoRoom> {
+    let mut at = head;
+    loop {
+        let used = used(items, at);
+        if used < WAYS {
+            set_entry(items, at, used, tag, slot);
+            return Ok(());
+        }
+        at = match overflow(items, at) {
+            NIL => {
+                let bucket = match spare.pop() {
+                    Some(bucket) => bucket,
+                    None => take_bucket(items)?,
+                };
+                let next = items.heap.offset(bucket);
+                items.heap.bytes_mut(next, BUCKET_LEN).fill(0);
+                set_overflow(items, at, bucket);
+                next
+            }
+            next => items.heap.offset(next),
+        };
+    }
+}

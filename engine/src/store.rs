@@ -1,0 +1,832 @@
+//! A cache: its shards, and what needs more than one of them or none of their locks.
+//!
+//! The key's hash chooses the shard; an operation holds that one lock for as long as it takes to
+//! change words and copy a small value. Values above 16 KiB are copied outside the lock: writes
+//! fill chunks that belong to nobody yet and then link them, reads pin the item and go through it
+//! at leisure ([`PinnedValue`]).
+//!
+//! Locks: never two shards at once. When a shard cannot make room and holds less than its part,
+//! the store makes the richest shard give a page, then tries again.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::heap::{CHUNK_LEN, Heap, Slot};
+use crate::item::{INLINE_LEN_MAX, KEY_LEN_MAX, VALUE_LEN_MAX};
+use crate::ops::{
+    ArithmeticOptions, ArithmeticOutcome, DeleteOptions, DeleteOutcome, Expiry, GetOptions,
+    ItemInfo, Stats, TouchOutcome, WriteMode, WriteOptions, WriteOutcome,
+};
+use crate::policy::{Policy, PolicyKind};
+use crate::region::{PAGE_LEN, Region};
+use crate::shard::{Full, Now, Shard, Source};
+
+/// The least memory a store works with, in bytes.
+pub const MEMORY_MIN: usize = 4 << 20;
+
+/// How often room is asked of other shards before a write is refused.
+const STEALS_MAX: usize = 16;
+/// Steps of making room in another shard for one page.
+const STEAL_STEPS: usize = 4096;
+/// Attempts to append to a large value that others write to at the same time.
+const APPEND_ATTEMPTS_MAX: usize = 64;
+/// The top bits of a hash that may choose a shard.
+const SHARDS_MAX: usize = 256;
+
+/// How a store is made.
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    /// Ceiling in bytes for items, index and the policy's memory together. At least [`MEMORY_MIN`].
+    pub memory: usize,
+    /// The ceiling can be raised up to here later; costs address space only.
+    pub memory_max: usize,
+    /// Which items leave when there is no room.
+    pub policy: PolicyKind,
+    /// Shards, a power of two up to 256; 0 chooses by `memory`. More shards collide less, fewer
+    /// waste less on half-filled pages.
+    pub shards: usize,
+    /// Longest value in bytes, at most [`VALUE_LEN_MAX`].
+    pub value_len_max: usize,
+    /// Unix milliseconds at the start; times before it are taken as it.
+    pub start_ms: u64,
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self {
+            memory: 512 << 20,
+            memory_max: 0,
+            policy: PolicyKind::default(),
+            shards: 0,
+            value_len_max: 1 << 20,
+            start_ms: 0,
+        }
+    }
+}
+
+/// Why a store cannot be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// Less memory than the store works with.
+    #[error("{memory} bytes are too little for a store: it needs at least {MEMORY_MIN}")]
+    TooSmall {
+        /// What was asked.
+        memory: usize,
+    },
+    /// The value limit is out of range.
+    #[error("values of {value_len_max} bytes are not possible: at most {VALUE_LEN_MAX}")]
+    ValuesTooLarge {
+        /// What was asked.
+        value_len_max: usize,
+    },
+    /// The number of shards is not a power of two, or out of range.
+    #[error("{shards} shards are not possible: a power of two up to {SHARDS_MAX}")]
+    Shards {
+        /// What was asked.
+        shards: usize,
+    },
+    /// The operating system refused the address space.
+    #[error("cannot reserve {bytes} bytes of address space")]
+    Map {
+        /// What was asked of it.
+        bytes: usize,
+        /// Its answer.
+        source: std::io::Error,
+    },
+}
+
+/// A cache in memory. Cheap to clone; clones are the same cache.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+/// Apart by two cache lines, so that locks do not disturb each other.
+#[repr(align(128))]
+struct Padded(Mutex<Shard>);
+
+struct Inner {
+    shards: Box<[Padded]>,
+    shard_shift: u32,
+    region: Arc<Region>,
+    value_len_max: usize,
+    policy: PolicyKind,
+    start_ms: u64,
+    /// When a delayed flush is due; `u64::MAX` when none is.
+    flush_at_ms: AtomicU64,
+    flushes: AtomicU64,
+    /// The ceiling was lowered and pages are still to be given back.
+    over_limit: AtomicBool,
+}
+
+/// A value as a reader sees it.
+pub enum Value<'a> {
+    /// In one piece, under the shard's lock: copy it and return.
+    Inline(&'a [u8]),
+    /// Large: keep the handle and read without the lock.
+    Large(PinnedValue),
+}
+
+/// What a step of [`Store::scan`] found.
+#[derive(Debug, Default)]
+pub struct ScanPage {
+    /// Where to go on; `None` at the end.
+    pub next: Option<u64>,
+    /// Items seen in this step.
+    pub seen: usize,
+}
+
+/// An item met by a scan: its key, what is known of it, and its value if that is in one piece.
+#[derive(Debug)]
+pub struct Entry<'a> {
+    /// The key.
+    pub key: &'a [u8],
+    /// Beside key and value.
+    pub info: ItemInfo,
+    /// The value, or `None` for a large one.
+    pub value: Option<&'a [u8]>,
+}
+
+/// Slots of one size over all shards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClassUsage {
+    /// Bytes of a slot.
+    pub slot_len: usize,
+    /// Pages in use for it.
+    pub pages: u64,
+    /// Slots that hold an item.
+    pub used: u64,
+    /// Slots that do not.
+    pub free: u64,
+}
+
+/// What a step of upkeep found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Upkeep {
+    /// More is due now: call again soon.
+    pub more: bool,
+    /// When an item may end next, in Unix milliseconds.
+    pub next_due_ms: Option<u64>,
+}
+
+impl Store {
+    /// Makes an empty store. Touches little memory; pages are taken as items come.
+    ///
+    /// # Errors
+    /// [`StoreError`] says which setting cannot be had.
+    pub fn new(config: StoreConfig) -> Result<Self, StoreError> {
+        let StoreConfig { memory, memory_max, policy, shards, value_len_max, start_ms } = config;
+        if memory < MEMORY_MIN {
+            return Err(StoreError::TooSmall { memory });
+        }
+        if value_len_max > VALUE_LEN_MAX {
+            return Err(StoreError::ValuesTooLarge { value_len_max });
+        }
+        // A shard wants some hundred pages, so that a half-filled page per size is little.
+        let shards = if shards == 0 {
+            (memory / (32 << 20)).next_power_of_two().clamp(2, 64)
+        } else if shards.is_power_of_two() && shards <= SHARDS_MAX {
+            shards
+        } else {
+            return Err(StoreError::Shards { shards });
+        };
+        let region = Region::new(memory, memory_max)
+            .map_err(|source| StoreError::Map { bytes: memory.max(memory_max), source })?;
+        let shards: Box<[Padded]> = (0..shards)
+            .map(|number| {
+                Padded(Mutex::new(Shard::new(
+                    Heap::new(Arc::clone(&region), memory / shards),
+                    Policy::new(policy),
+                    Self::hash,
+                    start_ms,
+                    number as u64,
+                    shards as u64,
+                )))
+            })
+            .collect();
+        let store = Self {
+            inner: Arc::new(Inner {
+                shard_shift: 64 - shards.len().trailing_zeros().max(1),
+                shards,
+                region,
+                value_len_max,
+                policy,
+                start_ms,
+                flush_at_ms: AtomicU64::new(u64::MAX),
+                flushes: AtomicU64::new(0),
+                over_limit: AtomicBool::new(false),
+            }),
+        };
+        store.share_out();
+        Ok(store)
+    }
+
+    /// The hash that places a key: xxh3, 64 bits. Compute it once per request.
+    #[must_use]
+    pub fn hash(key: &[u8]) -> u64 {
+        xxhash_rust::xxh3::xxh3_64(key)
+    }
+
+    /// Longest value that is stored.
+    #[must_use]
+    pub fn value_len_max(&self) -> usize {
+        self.inner.value_len_max
+    }
+
+    /// The eviction policy.
+    #[must_use]
+    pub fn policy(&self) -> PolicyKind {
+        self.inner.policy
+    }
+
+    /// The memory ceiling in bytes.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        self.inner.region.limit_bytes()
+    }
+
+    /// Moves the memory ceiling, within `MEMORY_MIN..=memory_max` of the configuration, and
+    /// returns what it is now. Lowering evicts in the steps of [`maintain`](Self::maintain).
+    pub fn set_memory(&self, memory: usize) -> usize {
+        let set = self.inner.region.set_limit_bytes(memory.max(MEMORY_MIN));
+        self.share_out();
+        self.inner.over_limit.store(true, Ordering::Relaxed);
+        set
+    }
+
+    fn share_out(&self) {
+        let pages = self.inner.region.limit_bytes() / PAGE_LEN / self.inner.shards.len();
+        for shard in &self.inner.shards {
+            shard.0.lock().set_fair_pages(u32::try_from(pages).unwrap_or(u32::MAX));
+        }
+    }
+
+    fn shard_number(&self, hash: u64) -> usize {
+        // The shift keeps at least one bit, so that it is always below 64.
+        (hash >> self.inner.shard_shift) as usize & (self.inner.shards.len() - 1)
+    }
+
+    fn shard(&self, hash: u64) -> &Mutex<Shard> {
+        &self.inner.shards[self.shard_number(hash)].0
+    }
+
+    fn clock(&self, now_ms: u64) -> Now {
+        let since = now_ms.saturating_sub(self.inner.start_ms);
+        Now { ms: now_ms, s: (since / 1000) as u32 }
+    }
+
+    /// What every operation does first: the clock, and a delayed flush that is due.
+    fn begin(&self, now_ms: u64) -> Now {
+        let due = self.inner.flush_at_ms.load(Ordering::Relaxed);
+        if now_ms >= due
+            && self
+                .inner
+                .flush_at_ms
+                .compare_exchange(due, u64::MAX, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+        {
+            self.clear();
+        }
+        self.clock(now_ms)
+    }
+
+    // ---- batches -------------------------------------------------------------------------
+
+    /// First pass over a batch: asks for the index bucket of each key. One pass for the whole
+    /// batch, then [`prefetch_items`](Self::prefetch_items), then the operations: the cache misses
+    /// of a batch then overlap rather than follow each other.
+    pub fn prefetch_buckets(&self, hashes: &[u64]) {
+        for &hash in hashes {
+            if let Some(shard) = self.shard(hash).try_lock() {
+                shard.prefetch_bucket(hash);
+            }
+        }
+    }
+
+    /// Second pass: asks for the items themselves.
+    pub fn prefetch_items(&self, hashes: &[u64]) {
+        for &hash in hashes {
+            if let Some(shard) = self.shard(hash).try_lock() {
+                shard.prefetch_item(hash);
+            }
+        }
+    }
+
+    // ---- reading -------------------------------------------------------------------------
+
+    /// Reads an item. `read` runs under the shard's lock when the value is inline: it should copy
+    /// what it needs and return. `None` is a miss.
+    ///
+    /// With a touch or vivify in `options` the item may have to move; when there is no room for
+    /// that, the read is a miss.
+    pub fn get<R>(
+        &self,
+        key: &[u8],
+        hash: u64,
+        options: &GetOptions,
+        now_ms: u64,
+        read: impl FnOnce(&ItemInfo, Value<'_>) -> R,
+    ) -> Option<R> {
+        let now = self.begin(now_ms);
+        if key.is_empty() || key.len() > KEY_LEN_MAX {
+            return None;
+        }
+        let mutex = self.shard(hash);
+        let mut shard = mutex.lock();
+        let mut steals = 0;
+        let found = loop {
+            match shard.get(hash, key, options, now) {
+                Ok(found) => break found,
+                Err(Full) => {
+                    drop(shard);
+                    if steals == STEALS_MAX || !self.steal_page(hash, now) {
+                        return None;
+                    }
+                    steals += 1;
+                    shard = mutex.lock();
+                }
+            }
+        };
+        let (slot, info) = found?;
+        if info.value_len <= INLINE_LEN_MAX {
+            return Some(read(&info, Value::Inline(shard.items.tail(slot))));
+        }
+        shard.pin(slot);
+        drop(shard);
+        let pinned =
+            PinnedValue { inner: Arc::clone(&self.inner), shard: self.shard_number(hash), slot };
+        Some(read(&info, Value::Large(pinned)))
+    }
+
+    /// What is known of an item, without counting as a use and without its value.
+    #[must_use]
+    pub fn peek(&self, key: &[u8], hash: u64, now_ms: u64) -> Option<ItemInfo> {
+        let now = self.begin(now_ms);
+        self.shard(hash).lock().peek(hash, key, now).map(|(_, info)| info)
+    }
+
+    // ---- writing -------------------------------------------------------------------------
+
+    /// Runs an operation on a key's shard, making other shards give memory while it needs them to.
+    fn run<T>(
+        &self,
+        hash: u64,
+        now: Now,
+        mut operation: impl FnMut(&mut Shard) -> Result<T, Full>,
+    ) -> Result<T, Full> {
+        for _ in 0..STEALS_MAX {
+            let mut shard = self.shard(hash).lock();
+            if let Ok(outcome) = operation(&mut shard) {
+                if let Some((old, new)) = shard.heap_change() {
+                    self.inner.region.account_heap(old, new);
+                }
+                return Ok(outcome);
+            }
+            drop(shard);
+            if !self.steal_page(hash, now) {
+                break;
+            }
+        }
+        // Once more as a shard that need not wait for others.
+        let mut shard = self.shard(hash).lock();
+        shard.without_waiting(|shard| operation(shard))
+    }
+
+    /// Makes the shard that holds most give a page to the pool.
+    fn steal_page(&self, hash: u64, now: Now) -> bool {
+        if self.inner.region.spare_pages() > 0 {
+            return true;
+        }
+        let own = self.shard_number(hash);
+        let richest = (0..self.inner.shards.len())
+            .filter(|&number| number != own)
+            .max_by_key(|&number| self.inner.shards[number].0.lock().items.heap.pages());
+        let Some(richest) = richest else { return false };
+        self.inner.shards[richest].0.lock().give_page(now, STEAL_STEPS)
+    }
+
+    /// Writes a value as `options` say.
+    pub fn write(
+        &self,
+        key: &[u8],
+        hash: u64,
+        value: &[u8],
+        options: &WriteOptions,
+        now_ms: u64,
+    ) -> WriteOutcome {
+        let now = self.begin(now_ms);
+        let extends = matches!(options.mode, WriteMode::Append | WriteMode::Prepend);
+        if key.is_empty() || key.len() > KEY_LEN_MAX || value.len() > self.inner.value_len_max {
+            let mut shard = self.shard(hash).lock();
+            shard.count(|stats| stats.too_large += 1);
+            if !extends {
+                shard.forget(hash, key);
+            }
+            return WriteOutcome::TooLarge;
+        }
+        let outcome = if extends {
+            self.extend(key, hash, value, options, now)
+        } else if value.len() <= INLINE_LEN_MAX {
+            self.run(hash, now, |shard| {
+                shard.write(hash, key, Source::Inline(value), options, now)
+            })
+        } else {
+            self.write_large(key, hash, &[value], options, now)
+        };
+        match outcome {
+            Ok(WriteOutcome::NotStored)
+                if extends && let Some(expiry) = options.vivify =>
+            {
+                let create =
+                    WriteOptions { mode: WriteMode::Add, expiry, vivify: None, ..*options };
+                self.write(key, hash, value, &create, now_ms)
+            }
+            Ok(outcome) => outcome,
+            Err(Full) => {
+                let mut shard = self.shard(hash).lock();
+                shard.count(|stats| stats.no_memory += 1);
+                if !extends {
+                    shard.forget(hash, key);
+                }
+                WriteOutcome::OutOfMemory
+            }
+        }
+    }
+
+    /// Writes a value of several pieces, above the inline size: chunks are taken one lock at a
+    /// time and filled without it.
+    fn write_large(
+        &self,
+        key: &[u8],
+        hash: u64,
+        pieces: &[&[u8]],
+        options: &WriteOptions,
+        now: Now,
+    ) -> Result<WriteOutcome, Full> {
+        let mut draft = Draft { store: self, hash, chunks: Vec::new() };
+        let len: usize = pieces.iter().map(|piece| piece.len()).sum();
+        let mut source = Pieces { pieces, at: 0 };
+        for _ in 0..len / CHUNK_LEN {
+            let (chunk, pointer) = self.run(hash, now, |shard| shard.draft_chunk(now))?;
+            draft.chunks.push(chunk);
+            // SAFETY: the chunk is CHUNK_LEN bytes of the region, which `self` keeps alive. It has
+            // no owner and is on no free list, so nothing else reads, writes or moves it.
+            let target = unsafe { std::slice::from_raw_parts_mut(pointer, CHUNK_LEN) };
+            source.copy_to(target);
+        }
+        let mut tail = vec![0; len % CHUNK_LEN];
+        source.copy_to(&mut tail);
+        let outcome = self.run(hash, now, |shard| {
+            let source = Source::Chunks { chunks: &draft.chunks, tail: &tail };
+            shard.write(hash, key, source, options, now)
+        })?;
+        if matches!(outcome, WriteOutcome::Stored(_)) {
+            // They are the item's now.
+            draft.chunks.clear();
+        }
+        Ok(outcome)
+    }
+
+    fn extend(
+        &self,
+        key: &[u8],
+        hash: u64,
+        value: &[u8],
+        options: &WriteOptions,
+        now: Now,
+    ) -> Result<WriteOutcome, Full> {
+        for _ in 0..APPEND_ATTEMPTS_MAX {
+            let small = self.run(hash, now, |shard| {
+                shard.extend(hash, key, value, options, INLINE_LEN_MAX, now)
+            })?;
+            if let Some(outcome) = small {
+                return Ok(outcome);
+            }
+            // Large: build the new value without the lock, then write it if the item is unchanged.
+            let old = self.get(
+                key,
+                hash,
+                &GetOptions { no_bump: true, ..GetOptions::default() },
+                now.ms,
+                |info, value| {
+                    let held = match value {
+                        Value::Inline(bytes) => Held::Copied(bytes.to_vec()),
+                        Value::Large(pinned) => Held::Pinned(pinned),
+                    };
+                    (*info, held)
+                },
+            );
+            let Some((info, old)) = old else { continue };
+            if info.value_len + value.len() > self.inner.value_len_max {
+                self.shard(hash).lock().count(|stats| stats.too_large += 1);
+                return Ok(WriteOutcome::TooLarge);
+            }
+            let mut pieces: Vec<&[u8]> = old.slices();
+            if options.mode == WriteMode::Append {
+                pieces.push(value);
+            } else {
+                pieces.insert(0, value);
+            }
+            let write = WriteOptions {
+                mode: WriteMode::Replace,
+                flags: info.flags,
+                expiry: info.deadline_ms.map_or(Expiry::Never, Expiry::At),
+                compare: Some(info.version),
+                version: options.version,
+                invalidate: false,
+                vivify: None,
+            };
+            let outcome = self.write_large(key, hash, &pieces, &write, now)?;
+            if options.compare.is_some() || matches!(outcome, WriteOutcome::Stored(_)) {
+                return Ok(outcome);
+            }
+        }
+        Err(Full)
+    }
+
+    /// Removes an item, or marks it as `options` say.
+    pub fn delete(
+        &self,
+        key: &[u8],
+        hash: u64,
+        options: &DeleteOptions,
+        now_ms: u64,
+    ) -> DeleteOutcome {
+        let now = self.begin(now_ms);
+        self.run(hash, now, |shard| shard.delete(hash, key, options, now)).unwrap_or_else(|Full| {
+            self.shard(hash).lock().forget(hash, key);
+            DeleteOutcome::OutOfMemory
+        })
+    }
+
+    /// Changes a number kept as decimal text.
+    pub fn arithmetic(
+        &self,
+        key: &[u8],
+        hash: u64,
+        options: &ArithmeticOptions,
+        now_ms: u64,
+    ) -> ArithmeticOutcome {
+        let now = self.begin(now_ms);
+        if key.is_empty() || key.len() > KEY_LEN_MAX {
+            return ArithmeticOutcome::NotFound;
+        }
+        self.run(hash, now, |shard| shard.arithmetic(hash, key, options, now))
+            .unwrap_or(ArithmeticOutcome::OutOfMemory)
+    }
+
+    /// Gives an item a new end.
+    pub fn touch(&self, key: &[u8], hash: u64, expiry: Expiry, now_ms: u64) -> TouchOutcome {
+        let now = self.begin(now_ms);
+        self.run(hash, now, |shard| shard.touch(hash, key, expiry, now))
+            .unwrap_or(TouchOutcome::OutOfMemory)
+    }
+
+    /// Removes all items, now or when `at_ms` comes. A later call replaces an earlier delay.
+    pub fn flush(&self, at_ms: Option<u64>, now_ms: u64) {
+        // An earlier one that is due still counts.
+        self.begin(now_ms);
+        self.inner.flushes.fetch_add(1, Ordering::Relaxed);
+        match at_ms.filter(|&at| at > now_ms) {
+            Some(at) => self.inner.flush_at_ms.store(at, Ordering::Relaxed),
+            None => {
+                self.inner.flush_at_ms.store(u64::MAX, Ordering::Relaxed);
+                self.clear();
+            }
+        }
+    }
+
+    fn clear(&self) {
+        let mut slots = Vec::new();
+        for shard in &self.inner.shards {
+            if shard.0.lock().clear() {
+                continue;
+            }
+            // Readers hold large values: bucket by bucket, with the lock free in between.
+            let mut cursor = Some(0);
+            while let Some(at) = cursor {
+                cursor = shard.0.lock().clear_bucket(at, &mut slots);
+            }
+        }
+    }
+
+    // ---- walking and upkeep ----------------------------------------------------------------
+
+    /// Visits the items of a few index buckets from `cursor` (0 begins), at least one bucket and
+    /// until at least `least` items were seen. Items present throughout are visited at least once,
+    /// those that come, go or move meanwhile perhaps. `visit` runs under a lock.
+    pub fn scan(
+        &self,
+        cursor: u64,
+        least: usize,
+        now_ms: u64,
+        mut visit: impl FnMut(Entry<'_>),
+    ) -> ScanPage {
+        /// Empty buckets looked at in one step, so that a sparse table cannot make it long.
+        const BUCKETS_MAX: usize = 1024;
+        let now = self.begin(now_ms);
+        let mut number = (cursor >> 32) as usize;
+        let mut bucket = cursor as u32;
+        let mut page = ScanPage::default();
+        for _ in 0..BUCKETS_MAX {
+            let Some(shard) = self.inner.shards.get(number) else { return page };
+            let shard = shard.0.lock();
+            let next = shard.index.walk(&shard.items, bucket, |slot| {
+                if let Some(info) = shard.info_of(slot, now) {
+                    page.seen += 1;
+                    let inline = info.value_len <= INLINE_LEN_MAX;
+                    visit(Entry {
+                        key: shard.items.key(slot),
+                        info,
+                        value: inline.then(|| shard.items.tail(slot)),
+                    });
+                }
+            });
+            (number, bucket) = match next {
+                Some(next) => (number, next),
+                None => (number + 1, 0),
+            };
+            if page.seen >= least {
+                break;
+            }
+        }
+        if number < self.inner.shards.len() {
+            page.next = Some((number as u64) << 32 | u64::from(bucket));
+        }
+        page
+    }
+
+    /// Upkeep in bounded steps: removes items whose end came, and gives memory back after the
+    /// ceiling was lowered. Call it every few milliseconds while it says `more`, else when the
+    /// next item is due.
+    pub fn maintain(&self, now_ms: u64, steps: usize) -> Upkeep {
+        let now = self.begin(now_ms);
+        let mut upkeep = Upkeep::default();
+        let lowered = self.inner.over_limit.load(Ordering::Relaxed);
+        for shard in &self.inner.shards {
+            let excess = if lowered { self.inner.region.excess_pages() } else { 0 };
+            let mut shard = shard.0.lock();
+            upkeep.more |= shard.maintain(now, steps, excess);
+            if let Some((old, new)) = shard.heap_change() {
+                self.inner.region.account_heap(old, new);
+            }
+            upkeep.next_due_ms = [upkeep.next_due_ms, shard.next_due_ms()].into_iter().flatten().min();
+        }
+        if lowered {
+            let over = self.inner.region.excess_pages() > 0;
+            self.inner.over_limit.store(over, Ordering::Relaxed);
+            upkeep.more |= over && self.inner.policy != PolicyKind::None;
+        }
+        let flush_at = self.inner.flush_at_ms.load(Ordering::Relaxed);
+        if flush_at != u64::MAX {
+            upkeep.next_due_ms = Some(upkeep.next_due_ms.map_or(flush_at, |due| due.min(flush_at)));
+        }
+        upkeep
+    }
+
+    /// Counters and gauges over all shards.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let mut total = Stats::default();
+        for shard in &self.inner.shards {
+            total.add(&shard.0.lock().stats());
+        }
+        total.flushes = self.inner.flushes.load(Ordering::Relaxed);
+        total.page_bytes = u64::from(self.inner.region.taken_pages()) * PAGE_LEN as u64;
+        total
+    }
+
+    /// Sets all counters to zero; gauges stay.
+    pub fn reset_stats(&self) {
+        for shard in &self.inner.shards {
+            shard.0.lock().count(|stats| *stats = Stats::default());
+        }
+        self.inner.flushes.store(0, Ordering::Relaxed);
+    }
+
+    /// Slots by size, smallest first.
+    #[must_use]
+    pub fn classes(&self) -> Vec<ClassUsage> {
+        let mut classes: Vec<ClassUsage> = Vec::new();
+        for shard in &self.inner.shards {
+            for (slot_len, pages, used, free) in shard.0.lock().items.heap.class_usage() {
+                let at = classes.partition_point(|class| class.slot_len < slot_len);
+                if classes.get(at).is_none_or(|class| class.slot_len != slot_len) {
+                    classes.insert(at, ClassUsage { slot_len, pages: 0, used: 0, free: 0 });
+                }
+                classes[at].pages += u64::from(pages);
+                classes[at].used += u64::from(used);
+                classes[at].free += u64::from(free);
+            }
+        }
+        classes
+    }
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store")
+            .field("memory", &self.memory())
+            .field("policy", &self.inner.policy)
+            .field("shards", &self.inner.shards.len())
+            .finish()
+    }
+}
+
+/// Chunks being filled. Those that did not become an item's are freed.
+struct Draft<'a> {
+    store: &'a Store,
+    hash: u64,
+    chunks: Vec<Slot>,
+}
+
+impl Drop for Draft<'_> {
+    fn drop(&mut self) {
+        if !self.chunks.is_empty() {
+            self.store.shard(self.hash).lock().drop_chunks(&self.chunks);
+        }
+    }
+}
+
+/// Reads through slices as if they were one.
+struct Pieces<'a> {
+    pieces: &'a [&'a [u8]],
+    at: usize,
+}
+
+impl Pieces<'_> {
+    fn copy_to(&mut self, mut target: &mut [u8]) {
+        while let Some((&piece, rest)) = self.pieces.split_first() {
+            let from = &piece[self.at..];
+            let len = from.len().min(target.len());
+            target[..len].copy_from_slice(&from[..len]);
+            target = &mut target[len..];
+            if len < from.len() {
+                self.at += len;
+                return;
+            }
+            self.pieces = rest;
+            self.at = 0;
+        }
+    }
+}
+
+enum Held {
+    Copied(Vec<u8>),
+    Pinned(PinnedValue),
+}
+
+impl Held {
+    fn slices(&self) -> Vec<&[u8]> {
+        match self {
+            Self::Copied(bytes) => vec![bytes],
+            Self::Pinned(pinned) => pinned.slices().to_vec(),
+        }
+    }
+}
+
+/// A large value held for reading: its memory stays as it is until the handle is dropped, even if
+/// the item is overwritten, evicted or deleted meanwhile. Holding many for long keeps memory from
+/// other items, so pass them on and drop them.
+pub struct PinnedValue {
+    inner: Arc<Inner>,
+    shard: usize,
+    slot: Slot,
+}
+
+impl PinnedValue {
+    /// The value's bytes, in order, in pieces of at most 16 KiB.
+    #[must_use]
+    pub fn slices(&self) -> Vec<&[u8]> {
+        let shard = self.inner.shards[self.shard].0.lock();
+        let items = &shard.items;
+        let (tail_at, tail_len) = items.tail_span(self.slot);
+        let spans = (0..items.chunk_count(self.slot))
+            .map(|index| (items.heap.offset(items.chunk(self.slot, index)), CHUNK_LEN))
+            .chain((tail_len > 0).then_some((tail_at, tail_len)));
+        spans
+            .map(|(at, len)| {
+                let pointer = items.heap.pointer(at);
+                // SAFETY: the item is pinned, so slot and chunks are not moved, freed or written
+                // while `self` lives (large items are never rewritten in place), and `self` keeps
+                // the region mapped. Only the pin count changes, which lies outside these spans.
+                unsafe { std::slice::from_raw_parts(pointer.cast_const(), len) }
+            })
+            .collect()
+    }
+}
+
+impl Drop for PinnedValue {
+    fn drop(&mut self) {
+        self.inner.shards[self.shard].0.lock().unpin(self.slot);
+    }
+}
+
+impl std::fmt::Debug for PinnedValue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PinnedValue").finish_non_exhaustive()
+    }
+}
