@@ -36,6 +36,8 @@ pub struct GetOptions {
     pub recache_below_ms: Option<u64>,
     /// Do not count as a use.
     pub no_bump: bool,
+    /// With `vivify`: give the item this version rather than the store's next.
+    pub version: Option<u64>,
 }
 
 /// Under which condition, and how, a value is written.

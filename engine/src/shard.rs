@@ -175,7 +175,7 @@ impl Shard {
                 value_len: 0,
                 flags: 0,
                 deadline: expiry.deadline(),
-                version: self.next_version(None),
+                version: self.next_version(options.version),
                 stale: false,
                 granted: true,
             };

@@ -356,9 +356,7 @@ impl Store {
         }
         shard.pin(slot);
         drop(shard);
-        let pinned =
-            PinnedValue { inner: Arc::clone(&self.inner), shard: self.shard_number(hash), slot };
-        Some(read(&info, Value::Large(pinned)))
+        Some(read(&info, Value::Large(self.pinned(hash, slot))))
     }
 
     /// What is known of an item, without counting as a use and without its value.
@@ -490,6 +488,14 @@ impl Store {
         Ok(outcome)
     }
 
+    /// Counts a write that the caller refused as over the size limit before it came here.
+    pub fn count_too_large(&self, hash: u64) {
+        self.shard(hash).lock().count(|stats| {
+            stats.writes += 1;
+            stats.too_large += 1;
+        });
+    }
+
     fn extend(
         &self,
         key: &[u8],
@@ -506,19 +512,7 @@ impl Store {
                 return Ok(outcome);
             }
             // Large: build the new value without the lock, then write it if the item is unchanged.
-            let old = self.get(
-                key,
-                hash,
-                &GetOptions { no_bump: true, ..GetOptions::default() },
-                now.ms,
-                |info, value| {
-                    let held = match value {
-                        Value::Inline(bytes) => Held::Copied(bytes.to_vec()),
-                        Value::Large(pinned) => Held::Pinned(pinned),
-                    };
-                    (*info, held)
-                },
-            );
+            let old = self.hold(key, hash, now);
             let Some((info, old)) = old else { continue };
             if info.value_len + value.len() > self.inner.value_len_max {
                 self.shard(hash).lock().count(|stats| stats.too_large += 1);
@@ -545,6 +539,22 @@ impl Store {
             }
         }
         Err(Full)
+    }
+
+    /// An item and its value as they are, for a rewrite: no use is counted, no right given.
+    fn hold(&self, key: &[u8], hash: u64, now: Now) -> Option<(ItemInfo, Held)> {
+        let mut shard = self.shard(hash).lock();
+        let (slot, info) = shard.peek(hash, key, now)?;
+        if info.value_len <= INLINE_LEN_MAX {
+            return Some((info, Held::Copied(shard.items.tail(slot).to_vec())));
+        }
+        shard.pin(slot);
+        drop(shard);
+        Some((info, Held::Pinned(self.pinned(hash, slot))))
+    }
+
+    fn pinned(&self, hash: u64, slot: Slot) -> PinnedValue {
+        PinnedValue { inner: Arc::clone(&self.inner), shard: self.shard_number(hash), slot }
     }
 
     /// Removes an item, or marks it as `options` say.

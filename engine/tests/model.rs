@@ -129,7 +129,7 @@ fn op() -> impl Strategy<Value = Op> {
         6 => (key.clone(), proptest::option::weighted(0.2, expiry()), proptest::option::weighted(0.1, expiry()),
               proptest::option::weighted(0.2, 0_u64..6_000), any::<bool>())
             .prop_map(|(key, touch, vivify, recache_below_ms, no_bump)| Op::Get {
-                key, options: GetOptions { touch, vivify, recache_below_ms, no_bump } }),
+                key, options: GetOptions { touch, vivify, recache_below_ms, no_bump, version: None } }),
         8 => (key.clone(), len(), any::<u8>(), mode(), prop_oneof![Just(0), any::<u32>()], expiry(),
               proptest::option::weighted(0.1, any::<u64>()), any::<bool>(),
               proptest::option::weighted(0.1, expiry()), compare())

@@ -291,17 +291,13 @@ proptest! {
 #[test]
 fn lfu_agrees_with_the_reference_when_counters_are_full_and_ranks_wrap() {
     let mut pair = Pair::new(Lfu::default(), NaiveLfu::default());
-    let mut random = 7_u64;
-    let mut next = || {
-        random = random.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(0x1405_7B7E_F767_814F);
-        (random >> 33) as usize
-    };
+    let mut next = random();
     for _ in 0..400_000 {
         let op = match next() % 64 {
             0 => Op::Evict,
             1 => Op::Insert { weight: 1 },
-            2 if next() % 50 == 0 => Op::Remove { pick: next() },
-            3 if next() % 50 == 0 => Op::Move { pick: next(), weight: 2 },
+            2 if next().is_multiple_of(50) => Op::Remove { pick: next() },
+            3 if next().is_multiple_of(50) => Op::Move { pick: next(), weight: 2 },
             // A few favourites take most hits.
             4..40 => Op::Hit { pick: next() % 3 },
             _ => Op::Hit { pick: next() },
@@ -415,6 +411,44 @@ fn room_is_shared_by_weight_not_by_number() {
 }
 
 #[test]
+fn probation_grows_where_keys_come_back_soon_and_shrinks_where_some_are_always_popular() {
+    let mut store = Simulation::new(PolicyKind::Adaptive, 1_000);
+    let share = |store: &Simulation| match store.policy() {
+        Policy::Adaptive(policy) => policy.probation_share(),
+        other => panic!("{other:?}"),
+    };
+    let first = share(&store);
+
+    // Each key comes twice, 100 others between: more than probation holds at first.
+    let mut twice = |key: u32| [store.access(key), store.access(key - 100)][1];
+    (100..20_000).for_each(|key| _ = twice(key));
+    let found = (20_000..21_000).filter(|&key| twice(key)).count();
+    assert!(found > 900, "{found} of 1000");
+    let recent = share(&store);
+    assert!(recent > first + 0.05, "from {first} to {recent}");
+
+    // The lower the number, the more popular: about Zipf's law with exponent 0.9.
+    let mut random = random();
+    for _ in 0..400_000 {
+        let part = random() as f64 / f64::from(1_u32 << 31);
+        store.access(50_000 + (part.powi(10) * 20_000.0) as u32);
+    }
+    let popular = share(&store);
+    assert!(popular < recent / 2.0, "from {recent} to {popular}");
+}
+
+#[test]
+fn weights_all_alike_change_nothing() {
+    let mut light = Simulation::new(PolicyKind::Adaptive, 500);
+    let mut heavy = Simulation::new(PolicyKind::Adaptive, 500 * 1_000);
+    let mut random = random();
+    for _ in 0..100_000 {
+        let key = (random() % 3_000 * (random() % 3_000) / 3_000) as u32;
+        assert_eq!(light.access(key), heavy.access_weighted(key, 1_000));
+    }
+}
+
+#[test]
 fn the_memory_for_ghosts_is_bounded_by_the_residents() {
     for capacity in [1_u64, 10, 1_000, 100_000] {
         let mut store = Simulation::new(PolicyKind::Adaptive, capacity);
@@ -468,6 +502,15 @@ fn names_are_read_as_they_are_written() {
         error.to_string(),
         "unknown eviction policy `LRU`: use `adaptive`, `lru`, `lfu` or `none`"
     );
+}
+
+/// Numbers that are the same in every run.
+fn random() -> impl FnMut() -> usize {
+    let mut state = 7_u64;
+    move || {
+        state = state.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(0x1405_7B7E_F767_814F);
+        (state >> 33) as usize
+    }
 }
 
 /// Counts writes to entries.

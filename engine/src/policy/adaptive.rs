@@ -33,7 +33,9 @@
 //! round, a part of what came first, where LRU and plain FIFO queues find nothing.
 //!
 //! Shares are of weight, capacity is what is resident when room is wanted: there is nothing to
-//! configure.
+//! configure. The constants below are no tuning: halving or doubling a step, or a third more or
+//! fewer ghosts, moves the mean over the recorded traces at 10 % by less than 0.002
+//! (`benches/hit-ratio`).
 //!
 //! Invariants:
 //! - an entry is in exactly one queue, the one its bits name;
@@ -234,6 +236,7 @@ const SHARE_FIRST: f64 = 0.02;
 const SHARE_MIN: f64 = 0.01;
 const SHARE_MAX: f64 = 0.9;
 
-/// How much one late return moves the window, times the residents.
+/// How much one late return moves the window, times the residents; the window is never narrower
+/// than a sixth of the ghosts, a quarter of the residents.
 const WINDOW_STEP: f64 = 3.0;
 const WINDOW_MIN: f64 = 1.0 / 6.0;

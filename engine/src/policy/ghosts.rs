@@ -51,9 +51,8 @@ impl Ghosts {
     pub(super) fn remember(&mut self, hash: u64) {
         let Place { bucket, fingerprint } = self.place(hash);
         if let Some(bucket) = self.buckets.get_mut(bucket) {
-            let before = *bucket;
+            bucket.copy_within(..WAYS - 1, 1);
             bucket[0] = fingerprint;
-            bucket[1..].copy_from_slice(&before[..WAYS - 1]);
         }
     }
 
@@ -61,15 +60,7 @@ impl Ghosts {
     pub(super) fn recall(&mut self, hash: u64) -> Option<usize> {
         let Place { bucket, fingerprint } = self.place(hash);
         let bucket = self.buckets.get_mut(bucket)?;
-        // All places at once, without a branch each: most questions are answered with no.
-        let found = bucket
-            .iter()
-            .enumerate()
-            .fold(0_u32, |found, (at, &known)| found | u32::from(known == fingerprint) << at);
-        if found == 0 {
-            return None;
-        }
-        let at = found.trailing_zeros() as usize;
+        let at = bucket.iter().position(|&known| known == fingerprint)?;
         bucket.copy_within(at + 1.., at);
         bucket[WAYS - 1] = 0;
         Some(at)
@@ -81,8 +72,8 @@ impl Ghosts {
 
     fn place(&self, hash: u64) -> Place {
         // Mixed again, since the bits that chose the shard are the same in all keys here.
-        let mixed = (hash ^ hash >> 32).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        let mixed = (mixed ^ mixed >> 29).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let mixed = (hash ^ (hash >> 32)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let mixed = (mixed ^ (mixed >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         Place {
             bucket: (((mixed >> 32) * self.buckets.len() as u64) >> 32) as usize,
             fingerprint: ((mixed >> 8) as u16).max(1),
@@ -102,3 +93,50 @@ struct Place {
 
 /// Places in a bucket.
 pub(super) const WAYS: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::simulation::hash;
+
+    /// One bucket, so that all meet.
+    fn bucket() -> Ghosts {
+        let mut ghosts = Ghosts::new(8);
+        ghosts.fit(1);
+        assert_eq!(ghosts.buckets.len(), 1);
+        ghosts
+    }
+
+    #[test]
+    fn a_ghost_tells_how_many_came_after_it_and_is_forgotten_when_recalled() {
+        let mut ghosts = bucket();
+        (0..5).for_each(|key| ghosts.remember(hash(key)));
+
+        assert_eq!(ghosts.recall(hash(1)), Some(3));
+        assert_eq!(ghosts.recall(hash(1)), None);
+        assert_eq!(ghosts.recall(hash(0)), Some(3));
+        assert_eq!(ghosts.recall(hash(4)), Some(0));
+        assert_eq!(ghosts.recall(hash(77)), None);
+    }
+
+    #[test]
+    fn the_oldest_ghost_makes_room_for_the_newest() {
+        let mut ghosts = bucket();
+        (0..17).for_each(|key| ghosts.remember(hash(key)));
+
+        assert_eq!(ghosts.recall(hash(0)), None);
+        assert_eq!(ghosts.recall(hash(1)), Some(15));
+        assert_eq!(ghosts.recall(hash(16)), Some(0));
+    }
+
+    #[test]
+    fn keys_of_one_shard_use_all_buckets() {
+        let mut ghosts = Ghosts::new(16);
+        ghosts.fit(10_000);
+        // The shard is chosen by the top bits.
+        (0..10_000).for_each(|key| ghosts.remember((hash(key) >> 6) | (5 << 58)));
+
+        let empty = ghosts.buckets.iter().filter(|bucket| bucket[0] == 0).count();
+        assert!(empty * 100 < ghosts.buckets.len(), "{empty} of {}", ghosts.buckets.len());
+    }
+}

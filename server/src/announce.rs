@@ -1,0 +1,137 @@
+//! What a node says when it starts: one line for programs, a banner for people.
+
+use std::{
+    fmt,
+    io::{self, Write},
+    net::SocketAddr,
+};
+
+use crate::{config::Loaded, connections::Endpoint, node::Node};
+
+/// The line on standard output that says the node can serve. Tools read it: only ever append.
+pub(crate) struct ReadyLine<'a> {
+    /// The node.
+    pub(crate) node: &'a Node,
+    /// Where HTTP is served.
+    pub(crate) http: Option<SocketAddr>,
+}
+
+impl fmt::Display for ReadyLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let config = &self.node.config;
+        write!(f, "ready name={}", config.name)?;
+        write!(f, " memcached={}", OrOff(memcached(self.node)))?;
+        write!(f, " native={}", config.listen_native)?;
+        write!(f, " http={}", OrOff(self.http))?;
+        write!(f, " peer={} ingest={}", config.listen_peer, config.listen_ingest)
+    }
+}
+
+impl ReadyLine<'_> {
+    /// Writes the line. A node whose starter does not listen serves all the same.
+    pub(crate) fn print(&self) {
+        let mut out = io::stdout().lock();
+        if let Err(error) = writeln!(out, "{self}").and_then(|()| out.flush()) {
+            tracing::warn!(%error, "cannot write the ready line");
+        }
+    }
+}
+
+/// Tells people on standard error what runs, where, and what to try.
+pub(crate) fn banner(node: &Node, http: Option<SocketAddr>, loaded: &Loaded) -> String {
+    let config = &node.config;
+    let file = loaded.file.as_ref().map_or("none".to_owned(), |path| path.display().to_string());
+    let mut lines = vec![
+        format!("Kiln {}, node {}, pid {}", env!("BUILD_VERSION"), config.name, std::process::id()),
+        format!("  memcached  {}", OrOff(memcached(node))),
+    ];
+    lines.extend(unix(node).map(|path| format!("             {path} (Unix socket)")));
+    lines.push(match http {
+        Some(address) => format!("  http       http://{address} (/livez /readyz /metrics)"),
+        None => "  http       off".to_owned(),
+    });
+    lines.push(format!(
+        "  memory     {}, eviction {}, longest value {}",
+        config.memory, config.eviction, config.max_item_size
+    ));
+    lines.push(format!(
+        "  threads    {}, at most {} connections",
+        config.threads, config.max_connections
+    ));
+    lines.push(format!("  config     {file} (kiln config show --origin)"));
+    let command = memcached(node)
+        .map(|address| format!("nc {} {}", address.ip(), address.port()))
+        .or_else(|| unix(node).map(|path| format!("nc -U {path}")));
+    lines.extend(
+        command.map(|command| format!("  try        printf 'version\\r\\nquit\\r\\n' | {command}")),
+    );
+    lines.push(String::new());
+    lines.join("\n")
+}
+
+fn memcached(node: &Node) -> Option<SocketAddr> {
+    node.endpoints.iter().find_map(|endpoint| match endpoint {
+        Endpoint::Tcp(address) => Some(*address),
+        Endpoint::Unix(_) => None,
+    })
+}
+
+fn unix(node: &Node) -> Option<&str> {
+    node.endpoints.iter().find_map(|endpoint| match endpoint {
+        Endpoint::Unix(path) => Some(path.as_ref()),
+        Endpoint::Tcp(_) => None,
+    })
+}
+
+struct OrOff(Option<SocketAddr>);
+
+impl fmt::Display for OrOff {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(address) => address.fmt(f),
+            None => f.write_str("off"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Sources;
+
+    fn node(endpoints: Vec<Endpoint>) -> (Node, Loaded) {
+        let flags = vec![("name", "n1".to_owned()), ("memory", "8m".to_owned())];
+        let loaded = Sources { flags, ..Sources::default() }.load().unwrap();
+        (Node::new(loaded.config.clone(), None, endpoints).unwrap(), loaded)
+    }
+
+    fn at(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn the_ready_line_names_every_listener_with_its_real_port() {
+        let (node, _) = node(vec![Endpoint::Tcp(at("127.0.0.1:4711"))]);
+        assert_eq!(
+            ReadyLine { node: &node, http: Some(at("[::1]:80")) }.to_string(),
+            "ready name=n1 memcached=127.0.0.1:4711 native=off http=[::1]:80 peer=off ingest=off"
+        );
+    }
+
+    #[test]
+    fn a_listener_that_is_off_says_so_in_the_ready_line() {
+        let (node, _) = node(vec![Endpoint::Unix("/run/k.sock".into())]);
+        assert_eq!(
+            ReadyLine { node: &node, http: None }.to_string(),
+            "ready name=n1 memcached=off native=off http=off peer=off ingest=off"
+        );
+    }
+
+    #[test]
+    fn the_banner_shows_a_command_to_try_for_the_listener_there_is() {
+        let (tcp, loaded) = node(vec![Endpoint::Tcp(at("127.0.0.1:4711"))]);
+        assert!(banner(&tcp, None, &loaded).contains("| nc 127.0.0.1 4711\n"));
+        let (unix, loaded) = node(vec![Endpoint::Unix("/run/k.sock".into())]);
+        assert!(banner(&unix, None, &loaded).contains("| nc -U /run/k.sock\n"));
+    }
+}

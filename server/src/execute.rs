@@ -1,0 +1,167 @@
+//! The one place where a request meets the store.
+//!
+//! Every front end hands its [`Command`] to [`execute`] and gets the [`Outcome`] through a
+//! [`Sink`]: a call rather than a return value, because the bytes of a hit are only there while
+//! the shard is locked, and are copied once, into the reply. There is no await point and no task
+//! hop on the way.
+
+use kiln_engine::{
+    ArithmeticOptions, ArithmeticOutcome, DeleteOptions, DeleteOutcome, Direction, Expiry,
+    GetOptions, ItemInfo, Refill, Store, TouchOutcome, Value, WriteMode, WriteOptions,
+    WriteOutcome,
+};
+use kiln_protocol::command::{
+    self, Command, ItemMeta, Outcome, RefillRight, StoreMode, Ttl,
+};
+
+/// Where the outcome of a command goes. Exactly one of the two is called, once.
+pub(crate) trait Sink {
+    /// A read found the item. Runs under a lock when the value is inline: copy and return.
+    fn hit(self, item: &ItemMeta, value: Value<'_>);
+    /// Anything else.
+    fn outcome(self, outcome: &Outcome);
+}
+
+/// Runs a command on a key of this node. `hash` is [`Store::hash`] of its key.
+#[inline]
+pub(crate) fn execute(
+    store: &Store,
+    command: &Command<'_>,
+    hash: u64,
+    now_ms: u64,
+    sink: impl Sink,
+) {
+    match command {
+        Command::Get(get) => execute_get(store, get, hash, now_ms, sink),
+        other => sink.outcome(&execute_other(store, other, hash, now_ms)),
+    }
+}
+
+#[inline]
+fn execute_get(
+    store: &Store,
+    get: &command::Get<'_>,
+    hash: u64,
+    now_ms: u64,
+    sink: impl Sink,
+) {
+    let options = GetOptions {
+        touch: get.touch.map(|ttl| expiry(ttl, now_ms)),
+        vivify: get.vivify.map(|ttl| expiry(ttl, now_ms)),
+        recache_below_ms: get.recache_below_ms,
+        no_bump: get.no_bump,
+        version: get.version,
+    };
+    // The closure runs on a hit only, and the sink is needed for a miss as well.
+    let mut sink = Some(sink);
+    store.get(get.key, hash, &options, now_ms, |info, value| {
+        if let Some(sink) = sink.take() {
+            sink.hit(&meta(info, now_ms), value);
+        }
+    });
+    if let Some(sink) = sink {
+        sink.outcome(&Outcome::NotFound);
+    }
+}
+
+fn execute_other(store: &Store, command: &Command<'_>, hash: u64, now_ms: u64) -> Outcome {
+    match *command {
+        Command::Get(_) => Outcome::NotFound,
+        Command::Store(write) => {
+            let options = WriteOptions {
+                mode: match write.mode {
+                    StoreMode::Set => WriteMode::Set,
+                    StoreMode::Add => WriteMode::Add,
+                    StoreMode::Replace => WriteMode::Replace,
+                    StoreMode::Append => WriteMode::Append,
+                    StoreMode::Prepend => WriteMode::Prepend,
+                },
+                flags: write.flags,
+                expiry: expiry(write.ttl, now_ms),
+                compare: write.compare,
+                version: write.version,
+                invalidate: write.invalidate,
+                vivify: write.vivify.map(|ttl| expiry(ttl, now_ms)),
+            };
+            match store.write(write.key, hash, write.value, &options, now_ms) {
+                WriteOutcome::Stored(info) => Outcome::Stored(meta(&info, now_ms)),
+                WriteOutcome::NotStored => Outcome::NotStored,
+                WriteOutcome::Exists => Outcome::Exists,
+                WriteOutcome::NotFound => Outcome::NotFound,
+                WriteOutcome::TooLarge => Outcome::TooLarge,
+                WriteOutcome::OutOfMemory => Outcome::OutOfMemory,
+            }
+        }
+        Command::Delete(delete) => {
+            let options = DeleteOptions {
+                compare: delete.compare,
+                version: delete.version,
+                invalidate: delete.invalidate,
+                expiry: delete.ttl.map(|ttl| expiry(ttl, now_ms)),
+                keep_empty: delete.keep_empty,
+            };
+            match store.delete(delete.key, hash, &options, now_ms) {
+                DeleteOutcome::Deleted => Outcome::Deleted,
+                DeleteOutcome::NotFound => Outcome::NotFound,
+                DeleteOutcome::Exists => Outcome::Exists,
+                DeleteOutcome::OutOfMemory => Outcome::OutOfMemory,
+            }
+        }
+        Command::Arithmetic(arithmetic) => {
+            let options = ArithmeticOptions {
+                direction: match arithmetic.direction {
+                    command::Direction::Increment => Direction::Increment,
+                    command::Direction::Decrement => Direction::Decrement,
+                },
+                delta: arithmetic.delta,
+                compare: arithmetic.compare,
+                version: arithmetic.version,
+                create: arithmetic.create.map(|(ttl, initial)| (expiry(ttl, now_ms), initial)),
+                touch: arithmetic.touch.map(|ttl| expiry(ttl, now_ms)),
+            };
+            match store.arithmetic(arithmetic.key, hash, &options, now_ms) {
+                ArithmeticOutcome::Number(number, info) => {
+                    Outcome::Number(number, meta(&info, now_ms))
+                }
+                ArithmeticOutcome::NotFound => Outcome::NotFound,
+                ArithmeticOutcome::Exists => Outcome::Exists,
+                ArithmeticOutcome::NotANumber => Outcome::NotANumber,
+                ArithmeticOutcome::OutOfMemory => Outcome::OutOfMemory,
+            }
+        }
+        Command::Touch(touch) => {
+            match store.touch(touch.key, hash, expiry(touch.ttl, now_ms), now_ms) {
+                TouchOutcome::Touched(info) => Outcome::Touched(meta(&info, now_ms)),
+                TouchOutcome::NotFound => Outcome::NotFound,
+                TouchOutcome::OutOfMemory => Outcome::OutOfMemory,
+            }
+        }
+    }
+}
+
+fn expiry(ttl: Ttl, now_ms: u64) -> Expiry {
+    match ttl {
+        Ttl::Never => Expiry::Never,
+        Ttl::After(ms) => Expiry::At(now_ms.saturating_add(ms)),
+        Ttl::At(ms) => Expiry::At(ms),
+        Ttl::Expired => Expiry::At(0),
+    }
+}
+
+/// An item as protocols describe it.
+pub(crate) fn meta(info: &ItemInfo, now_ms: u64) -> ItemMeta {
+    ItemMeta {
+        value_len: info.value_len,
+        flags: info.flags,
+        version: info.version,
+        ttl_ms: info.deadline_ms.map(|deadline| deadline.saturating_sub(now_ms)),
+        idle_s: info.idle_s,
+        fetched: info.fetched,
+        stale: info.stale,
+        refill: match info.refill {
+            Refill::None => RefillRight::None,
+            Refill::Won => RefillRight::Won,
+            Refill::Taken => RefillRight::Taken,
+        },
+    }
+}

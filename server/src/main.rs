@@ -1,0 +1,37 @@
+//! The `kiln` binary: a node of the cache, and the commands around it.
+//!
+//! Nothing is decided here. `cli` reads the command line, `config` the settings, and `serve` runs
+//! the node from its first socket to its last connection.
+
+mod admin;
+mod announce;
+mod auth;
+mod cli;
+mod clock;
+mod config;
+mod connections;
+mod counters;
+mod execute;
+mod failure;
+mod listen;
+mod logging;
+mod memcached;
+mod node;
+mod pid_file;
+mod process;
+mod serve;
+mod shutdown;
+mod stream;
+mod upkeep;
+mod worker;
+
+use std::process::ExitCode;
+
+// Receive buffers and large replies come and go with the clients; items live in a region of their
+// own. The system's allocator keeps what threads freed for each other.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    cli::run()
+}

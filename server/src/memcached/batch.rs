@@ -1,0 +1,311 @@
+//! The requests of one read, together.
+//!
+//! A lookup is two cache misses that depend on each other; executed one by one, a batch of
+//! pipelined requests waits for all of them in turn. So a batch is first parsed whole, then the
+//! index buckets of all its keys are asked for, then the items, and only then are the requests
+//! executed, in order, into one reply buffer. The misses overlap; that is most of what pipelining
+//! can gain in a cache.
+//!
+//! The scratch memory is one per worker: a connection that waits holds none of it.
+
+use kiln_engine::{Store, Value};
+use kiln_protocol::Parsed;
+use kiln_protocol::command::{Delete, ItemMeta, Outcome};
+use kiln_protocol::memcached::{FlushTime, KeyScratch, Op, Parser, Reply, Stats, lines, write_version};
+
+use crate::execute::{Sink, execute, meta};
+use crate::memcached::budget::Share;
+use crate::memcached::output::Output;
+use crate::memcached::{PROTOCOL_VERSION, stats};
+use crate::node::{Node, WorkerState};
+
+/// Requests parsed ahead and prefetched together.
+const BATCH_MAX: usize = 64;
+
+/// Fewer than this are not worth prefetching: the first waits as long either way.
+const PREFETCH_MIN: usize = 2;
+
+/// What the store spends on an item beside key and value, about: for `me` and `stats`.
+const ITEM_OVERHEAD: usize = 32;
+
+/// Memory for one batch at a time: one per worker, used by its connections in turn.
+pub(crate) struct BatchMemory {
+    /// Where replies are gathered.
+    pub(crate) replies: Vec<u8>,
+    /// Empty between batches; kept for its memory.
+    ops: Vec<Op<'static>>,
+    hashes: Vec<u64>,
+    keys: KeyScratch,
+}
+
+impl BatchMemory {
+    pub(crate) fn new() -> Self {
+        Self {
+            replies: Vec::new(),
+            ops: Vec::with_capacity(BATCH_MAX),
+            hashes: Vec::with_capacity(BATCH_MAX),
+            keys: KeyScratch::new(BATCH_MAX),
+        }
+    }
+}
+
+/// What a connection does after its batches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Then {
+    /// The rest of the input is an incomplete request: read on until there are this many bytes.
+    Read {
+        /// Bytes the request needs at least.
+        at_least: usize,
+    },
+    /// Replies have piled up: write before going on with the rest of the input.
+    Write,
+    /// Write the replies, then close.
+    Close,
+}
+
+/// Everything a batch works with.
+pub(crate) struct Context<'a> {
+    pub(crate) node: &'a Node,
+    pub(crate) worker: &'a WorkerState,
+    pub(crate) parser: &'a mut Parser,
+    pub(crate) output: &'a mut Output,
+    /// What the connection's replies take of the budget.
+    pub(crate) share: &'a mut Share,
+    /// Replies above this are written before more requests are run.
+    pub(crate) replies_max: usize,
+    pub(crate) now_ms: u64,
+}
+
+/// Runs all complete requests in `input`. Returns how many bytes are done with, and what next.
+pub(crate) fn run(
+    context: &mut Context<'_>,
+    input: &[u8],
+    memory: &mut BatchMemory,
+) -> (usize, Then) {
+    let BatchMemory { replies, ops: kept_ops, hashes, keys } = memory;
+    let mut done = 0;
+    loop {
+        keys.clear();
+        hashes.clear();
+        let mut ops: Vec<Op<'_>> = std::mem::take(kept_ops);
+        let rest = parse(context.parser, &input[done..], keys, &mut ops, hashes, &mut done);
+        if hashes.len() >= PREFETCH_MIN {
+            context.node.store.prefetch_buckets(hashes);
+            context.node.store.prefetch_items(hashes);
+        }
+        let mut hashes = hashes.iter().copied();
+        let mut close = false;
+        for op in &ops {
+            if answer(context, op, &mut hashes, replies) == After::Close {
+                close = true;
+                break;
+            }
+        }
+        *kept_ops = recycle(ops);
+        if close {
+            return (input.len(), Then::Close);
+        }
+        if let Some(at_least) = rest {
+            return (done, Then::Read { at_least });
+        }
+        if replies.len() + context.output.len() >= context.replies_max {
+            return (done, Then::Write);
+        }
+    }
+}
+
+/// Parses up to a batch of requests. Returns what the next one needs, or `None` when there may be
+/// more in the input.
+fn parse<'a>(
+    parser: &mut Parser,
+    input: &'a [u8],
+    keys: &'a KeyScratch,
+    ops: &mut Vec<Op<'a>>,
+    hashes: &mut Vec<u64>,
+    done: &mut usize,
+) -> Option<usize> {
+    let mut at = 0;
+    while ops.len() < BATCH_MAX {
+        ops.push(Op::Quit);
+        let slot = ops.last_mut()?;
+        match parser.parse_into(slot, &input[at..], keys) {
+            Parsed::Complete { message: (), consumed } => {
+                at += consumed;
+                *done += consumed;
+                match slot {
+                    Op::Data { command, .. } => hashes.push(Store::hash(command.key())),
+                    // The answer decides how the next request is parsed.
+                    Op::Authenticate { .. } => return None,
+                    _ => {}
+                }
+            }
+            Parsed::NeedMore { at_least, consumed } => {
+                ops.pop();
+                *done += consumed;
+                return Some(at_least);
+            }
+            Parsed::ScratchFull => {
+                ops.pop();
+                return None;
+            }
+        }
+    }
+    None
+}
+
+/// The vector's memory, for ops that borrow from another input.
+fn recycle(mut ops: Vec<Op<'_>>) -> Vec<Op<'static>> {
+    ops.clear();
+    // Nothing to convert, and source and target are alike, so the allocation is taken over.
+    ops.into_iter().map(|_| Op::Quit).collect()
+}
+
+#[derive(PartialEq, Eq)]
+enum After {
+    Next,
+    Close,
+}
+
+struct ToClient<'a, 'r> {
+    reply: &'a Reply<'r>,
+    replies: &'a mut Vec<u8>,
+    output: &'a mut Output,
+    share: &'a mut Share,
+}
+
+impl Sink for ToClient<'_, '_> {
+    #[inline]
+    fn hit(self, item: &ItemMeta, value: Value<'_>) {
+        match value {
+            Value::Inline(bytes) => {
+                if let Some(end) = self.reply.begin_hit(item, self.replies) {
+                    self.replies.extend_from_slice(bytes);
+                    self.replies.extend_from_slice(end);
+                }
+            }
+            Value::Large(pinned) => {
+                // Pinned, the value keeps its memory from other items until the client took it.
+                let pending = self.output.len() + item.value_len;
+                if !self.share.resize(pending) {
+                    self.reply.error(OUT_OF_MEMORY_WRITING, self.replies);
+                } else if let Some(end) = self.reply.begin_hit(item, self.replies) {
+                    self.output.push_bytes(self.replies);
+                    self.output.push_large(pinned, item.value_len);
+                    self.replies.extend_from_slice(end);
+                }
+            }
+        }
+    }
+
+    fn outcome(self, outcome: &Outcome) {
+        let value_follows = self.reply.encode(outcome, self.replies);
+        debug_assert!(value_follows.is_none(), "only hits have values");
+    }
+}
+
+const OUT_OF_MEMORY_WRITING: &[u8] = b"SERVER_ERROR out of memory writing get response\r\n";
+
+/// Executes one request and writes its answer.
+fn answer(
+    context: &mut Context<'_>,
+    op: &Op<'_>,
+    hashes: &mut impl Iterator<Item = u64>,
+    replies: &mut Vec<u8>,
+) -> After {
+    let node = context.node;
+    match op {
+        Op::Data { command, reply } => {
+            let Some(hash) = hashes.next() else { return After::Close };
+            if reply.is_meta() {
+                context.worker.counters.cmd_meta.add(1);
+            }
+            let sink = ToClient {
+                reply,
+                replies,
+                output: context.output,
+                share: context.share,
+            };
+            execute(&node.store, command, hash, context.now_ms, sink);
+        }
+        Op::TooLarge { key, delete, reply } => {
+            if *delete {
+                let hash = Store::hash(key);
+                let delete = kiln_protocol::command::Command::Delete(Delete::plain(key));
+                execute(&node.store, &delete, hash, context.now_ms, Discard);
+            }
+            node.store.count_too_large(Store::hash(key));
+            let _ = reply.encode(&Outcome::TooLarge, replies);
+        }
+        Op::FlushAll { when, noreply } => {
+            let at_ms = match *when {
+                FlushTime::Now => None,
+                FlushTime::After(ms) => Some(context.now_ms.saturating_add(ms)),
+                FlushTime::At(ms) => Some(ms),
+            };
+            node.store.flush(at_ms, context.now_ms);
+            say(lines::OK, *noreply, replies);
+        }
+        Op::Version => write_version(PROTOCOL_VERSION, replies),
+        Op::MetaNoop => replies.extend_from_slice(lines::META_NOOP),
+        Op::MetaDebug { key, reply } => {
+            let item = node.store.peek(key, Store::hash(key), context.now_ms);
+            let item = item.map(|info| meta(&info, context.now_ms));
+            let described = item.as_ref().map(|item| (item, key.len() + item.value_len + ITEM_OVERHEAD));
+            reply.encode(described, replies);
+        }
+        Op::Stats(Stats::Reset) => {
+            node.store.reset_stats();
+            replies.extend_from_slice(lines::RESET);
+        }
+        Op::Stats(which) => stats::answer(node, *which, context.now_ms, replies),
+        Op::Verbosity { level, noreply } => {
+            tracing::debug!(level, "a client asked for verbosity; set log_level instead");
+            say(lines::OK, *noreply, replies);
+        }
+        Op::CacheMemlimit { mebibytes, noreply } => {
+            let bytes = (*mebibytes as usize).saturating_mul(1 << 20);
+            let set = node.store.set_memory(bytes);
+            let done = set == bytes;
+            tracing::info!(bytes = set, "a client set the memory ceiling");
+            say(if done { lines::OK } else { lines::MEMLIMIT_FAILED }, *noreply, replies);
+        }
+        Op::Authenticate { credentials } => {
+            context.worker.counters.auth_cmds.add(1);
+            if node.auth.as_ref().is_none_or(|auth| auth.check(credentials)) {
+                context.parser.authenticated();
+                replies.extend_from_slice(lines::AUTHENTICATED);
+            } else {
+                context.worker.counters.auth_errors.add(1);
+                replies.extend_from_slice(lines::AUTHENTICATION_FAILURE);
+            }
+        }
+        Op::Shutdown { graceful } => {
+            node.shutdown.begin(if *graceful { "graceful shutdown by a client" } else { "shutdown by a client" });
+            return After::Close;
+        }
+        Op::Quit => return After::Close,
+        Op::Answer { reply } => replies.extend_from_slice(reply),
+        Op::Reject { reply, close } => {
+            context.worker.counters.protocol_errors.add(1);
+            replies.extend_from_slice(reply);
+            if *close {
+                return After::Close;
+            }
+        }
+    }
+    After::Next
+}
+
+fn say(line: &[u8], noreply: bool, replies: &mut Vec<u8>) {
+    if !noreply {
+        replies.extend_from_slice(line);
+    }
+}
+
+/// For commands whose outcome nobody asked for.
+struct Discard;
+
+impl Sink for Discard {
+    fn hit(self, _: &ItemMeta, _: Value<'_>) {}
+    fn outcome(self, _: &Outcome) {}
+}

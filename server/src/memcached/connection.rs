@@ -1,0 +1,305 @@
+//! One client: reads, runs what has come, writes.
+//!
+//! A turn has no await point: it reads into memory that the worker's connections share, runs all
+//! complete requests, and writes the replies, with one system call each. Only what does not fit,
+//! the start of a request or replies that the socket does not take, is kept with the connection,
+//! and drawn from the node's budget. An idle connection holds no buffer.
+//!
+//! What bounds what: requests kept are at most one value and a line; replies at most
+//! `output_buffer_max` and one value more, then the client is not read from until it has taken
+//! some, and is cut if it takes nothing for [`STALL_MAX`].
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io::{self, ErrorKind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll, ready};
+use std::time::Duration;
+
+use kiln_protocol::memcached::{Limits, Parser};
+use tokio::io::{AsyncRead, ReadBuf};
+
+use crate::connections::Peer;
+use crate::memcached::batch::{self, BatchMemory, Then};
+use crate::memcached::budget::Share;
+use crate::memcached::output::Output;
+use crate::node::{Node, WorkerState};
+use crate::stream::Stream;
+
+/// Read at once, of a client that sends small requests.
+const READ_LEN: usize = 64 * 1024;
+
+/// Replies above this are not gathered further before some are written.
+const GATHER_MAX: usize = 256 * 1024;
+
+/// A client that takes nothing of its replies for this long is cut.
+const STALL_MAX: Duration = Duration::from_secs(60);
+
+/// Said, and the connection closed, when the budget has no room for a request.
+const OUT_OF_MEMORY_READING: &[u8] = b"SERVER_ERROR out of memory reading request\r\n";
+
+/// What the connections of a worker use in turn.
+struct Shared {
+    input: Box<[u8]>,
+    batch: BatchMemory,
+}
+
+thread_local! {
+    static SHARED: RefCell<Shared> = RefCell::new(Shared {
+        input: vec![0; READ_LEN].into(),
+        batch: BatchMemory::new(),
+    });
+}
+
+/// Serves one connection to its end.
+pub(crate) async fn serve(stream: Stream, peer: Arc<Peer>, node: Arc<Node>, worker: usize) {
+    let limits = Limits {
+        value_len_max: node.store.value_len_max(),
+        auth_required: node.auth.is_some(),
+        shutdown_enabled: node.config.enable_shutdown.0,
+        flush_enabled: !node.config.disable_flush.0,
+    };
+    let share = || Share::new(Arc::clone(&node.budget));
+    let connection = Connection {
+        stream,
+        worker: &node.workers[worker],
+        peer: &peer,
+        parser: Parser::new(limits),
+        held: Vec::new(),
+        wanted: 0,
+        held_share: share(),
+        output: Output::default(),
+        output_share: share(),
+        closing: false,
+        node: &node,
+    };
+    if let Err(error) = connection.run().await {
+        tracing::debug!(connection = peer.id, %error, "connection lost");
+    }
+}
+
+struct Connection<'a> {
+    node: &'a Node,
+    worker: &'a WorkerState,
+    peer: &'a Peer,
+    stream: Stream,
+    parser: Parser,
+    /// The start of a request whose rest has not come, or requests that wait for replies to leave.
+    held: Vec<u8>,
+    /// Bytes that `held` must have before parsing can get further.
+    wanted: usize,
+    held_share: Share,
+    output: Output,
+    output_share: Share,
+    /// Nothing is read any more; the connection ends when its replies are out.
+    closing: bool,
+}
+
+/// What came of a read.
+enum Turn {
+    End,
+    More,
+}
+
+impl Connection<'_> {
+    async fn run(mut self) -> io::Result<()> {
+        loop {
+            if !self.output.is_empty() {
+                self.drain().await?;
+            }
+            if self.closing {
+                return Ok(());
+            }
+            if self.held.len() >= self.wanted.max(1) {
+                // Requests that waited for the replies before them.
+                self.run_held()?;
+                continue;
+            }
+            if self.held.is_empty() {
+                self.peer.rest();
+            }
+            match poll_fn(|task| self.poll_turn(task)).await? {
+                Turn::More => {}
+                Turn::End => return Ok(()),
+            }
+        }
+    }
+
+    /// Writes until all replies are out.
+    async fn drain(&mut self) -> io::Result<()> {
+        while !self.output.is_empty() {
+            match self.output.write(&self.stream) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    self.worker.counters.bytes_written.add(written as u64);
+                    // Shrinking cannot fail.
+                    self.output_share.resize(self.output.len());
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    tokio::time::timeout(STALL_MAX, self.stream.writable())
+                        .await
+                        .map_err(|_| io::Error::from(ErrorKind::TimedOut))??;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads once and runs what that completes. Polls through [`AsyncRead`]: after a read that
+    /// does not fill the buffer it knows the socket to be empty, without a second system call.
+    fn poll_turn(&mut self, task: &mut TaskContext<'_>) -> Poll<io::Result<Turn>> {
+        let missing = self.wanted.saturating_sub(self.held.len());
+        if !self.held.is_empty() && missing >= READ_LEN {
+            return self.poll_long(task, missing);
+        }
+        SHARED.with_borrow_mut(|shared| {
+            let mut buffer = ReadBuf::new(&mut shared.input);
+            ready!(poll_read(&mut self.stream, task, &mut buffer))?;
+            let len = buffer.filled().len();
+            if len == 0 {
+                return Poll::Ready(Ok(Turn::End));
+            }
+            self.worker.counters.bytes_read.add(len as u64);
+            let mut left = &shared.input[..len];
+            if self.held.is_empty() {
+                let done = self.run_batches(left, &mut shared.batch)?;
+                left = &left[done..];
+            }
+            if !left.is_empty() && !self.closing {
+                if self.held_share.resize(self.held.len() + left.len()) {
+                    self.held.extend_from_slice(left);
+                } else {
+                    self.refuse(&mut shared.batch);
+                }
+            }
+            // What is held now may be complete: `run` looks.
+            Poll::Ready(Ok(Turn::More))
+        })
+    }
+
+    /// Reads of a long value into the connection's own buffer, which grows with what comes and
+    /// never at once to a length that the client only claims.
+    fn poll_long(
+        &mut self,
+        task: &mut TaskContext<'_>,
+        missing: usize,
+    ) -> Poll<io::Result<Turn>> {
+        let room = missing.min(self.held.len().clamp(READ_LEN, 1 << 20));
+        if !self.held_share.resize(self.held.len() + room) {
+            SHARED.with_borrow_mut(|shared| self.refuse(&mut shared.batch));
+            return Poll::Ready(Ok(Turn::More));
+        }
+        self.held.reserve_exact(room);
+        let mut buffer = ReadBuf::uninit(&mut self.held.spare_capacity_mut()[..room]);
+        ready!(poll_read(&mut self.stream, task, &mut buffer))?;
+        let len = buffer.filled().len();
+        if len == 0 {
+            return Poll::Ready(Ok(Turn::End));
+        }
+        // SAFETY: the read initialised `len` bytes right behind the present ones.
+        unsafe { self.held.set_len(self.held.len() + len) };
+        self.worker.counters.bytes_read.add(len as u64);
+        self.peer.busy(self.node.clock.now_ms());
+        Poll::Ready(Ok(Turn::More))
+    }
+
+    /// Runs the requests kept from earlier turns.
+    fn run_held(&mut self) -> io::Result<()> {
+        let mut held = std::mem::take(&mut self.held);
+        let done = SHARED.with_borrow_mut(|shared| self.run_batches(&held, &mut shared.batch))?;
+        if self.closing || done == held.len() {
+            held = Vec::new();
+        } else {
+            held.drain(..done);
+            if held.capacity() > 4 * READ_LEN && held.capacity() / 4 > held.len() {
+                held.shrink_to(READ_LEN);
+            }
+        }
+        self.held = held;
+        // Shrinking cannot fail.
+        self.held_share.resize(self.held.len());
+        Ok(())
+    }
+
+    /// Runs all complete requests in `input` and writes the replies as far as the socket takes
+    /// them. Returns how much of the input is done with.
+    fn run_batches(
+        &mut self,
+        input: &[u8],
+        memory: &mut BatchMemory,
+    ) -> io::Result<usize> {
+        let now_ms = self.node.clock.now_ms();
+        self.peer.busy(now_ms);
+        let mut context = batch::Context {
+            node: self.node,
+            worker: self.worker,
+            parser: &mut self.parser,
+            output: &mut self.output,
+            share: &mut self.output_share,
+            replies_max: GATHER_MAX.min(self.node.config.output_buffer_max.0 as usize),
+            now_ms,
+        };
+        let (done, then) = batch::run(&mut context, input, memory);
+        match then {
+            Then::Read { at_least } => self.wanted = at_least,
+            Then::Write => self.wanted = 0,
+            Then::Close => self.closing = true,
+        }
+        self.send(&mut memory.replies)?;
+        Ok(done)
+    }
+
+    /// Writes the replies gathered, behind those still waiting; keeps what the socket does not take.
+    fn send(&mut self, replies: &mut Vec<u8>) -> io::Result<()> {
+        if self.output.is_empty() {
+            let mut sent = 0;
+            while sent < replies.len() {
+                match self.stream.try_write(&replies[sent..]) {
+                    Ok(written) => {
+                        sent += written;
+                        self.worker.counters.bytes_written.add(written as u64);
+                    }
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    Err(error) => {
+                        replies.clear();
+                        return Err(error);
+                    }
+                }
+            }
+            replies.drain(..sent);
+        }
+        self.output.push_bytes(replies);
+        if !self.output_share.resize(self.output.len()) {
+            // Replies cannot be left out of their order: the client has to come again.
+            replies.clear();
+            return Err(io::Error::other("no room for the replies of a client that does not read"));
+        }
+        Ok(())
+    }
+
+    /// There is no room for what this client sends: says so and ends the connection.
+    fn refuse(&mut self, memory: &mut BatchMemory) {
+        self.held = Vec::new();
+        self.held_share.resize(0);
+        memory.replies.extend_from_slice(OUT_OF_MEMORY_READING);
+        self.closing = true;
+        if let Err(error) = self.send(&mut memory.replies) {
+            tracing::debug!(connection = self.peer.id, %error, "refusal not delivered");
+        }
+    }
+}
+
+fn poll_read(
+    stream: &mut Stream,
+    task: &mut TaskContext<'_>,
+    buffer: &mut ReadBuf<'_>,
+) -> Poll<io::Result<()>> {
+    match stream {
+        Stream::Tcp(stream) => Pin::new(stream).poll_read(task, buffer),
+        Stream::Unix(stream) => Pin::new(stream).poll_read(task, buffer),
+    }
+}

@@ -1,0 +1,107 @@
+//! What all threads of a node share.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use kiln_engine::{Store, StoreConfig, StoreError, VALUE_LEN_MAX};
+
+use crate::{
+    auth::AuthFile,
+    clock::Clock,
+    config::Config,
+    connections::{ConnectionLimit, Endpoint, Register},
+    counters::{Counters, Totals},
+    memcached::budget::Budget,
+    shutdown::Shutdown,
+};
+
+/// One running node.
+pub(crate) struct Node {
+    /// The settings; they do not change while the node runs.
+    pub(crate) config: Config,
+    /// The items.
+    pub(crate) store: Store,
+    /// The node's time.
+    pub(crate) clock: Clock,
+    /// Ends the node, and knows whether it is ready.
+    pub(crate) shutdown: Shutdown,
+    /// How many connections there may be, and are.
+    pub(crate) connections: ConnectionLimit,
+    /// What connections may hold of half requests and untaken replies, together.
+    pub(crate) budget: Arc<Budget>,
+    /// Who may use the node; `None` lets everyone.
+    pub(crate) auth: Option<AuthFile>,
+    /// Where memcached clients are waited for.
+    pub(crate) endpoints: Vec<Endpoint>,
+    /// One for each worker thread.
+    pub(crate) workers: Box<[WorkerState]>,
+    /// Shows that items are still being ended.
+    pub(crate) upkeep: Heartbeat,
+}
+
+/// What one worker writes and others read.
+#[derive(Debug, Default)]
+pub(crate) struct WorkerState {
+    /// What its requests counted.
+    pub(crate) counters: Counters,
+    /// Its connections.
+    pub(crate) register: Register,
+    /// Shows that it is not stuck.
+    pub(crate) heart: Heartbeat,
+}
+
+/// When a thread last showed that it is not stuck.
+#[derive(Debug, Default)]
+pub(crate) struct Heartbeat(AtomicU64);
+
+impl Heartbeat {
+    /// The thread is not stuck.
+    pub(crate) fn beat(&self, now_ms: u64) {
+        self.0.store(now_ms, Relaxed);
+    }
+
+    /// The last time, in milliseconds of the node's clock; 0 before the first.
+    pub(crate) fn last_ms(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+impl Node {
+    /// A node that is starting, with an empty store. Opens no socket and starts no thread.
+    pub(crate) fn new(
+        config: Config,
+        auth: Option<AuthFile>,
+        endpoints: Vec<Endpoint>,
+    ) -> Result<Self, StoreError> {
+        let clock = Clock::start();
+        let store = Store::new(StoreConfig {
+            memory: usize::try_from(config.memory.0).unwrap_or(usize::MAX),
+            policy: config.eviction.0,
+            // The largest setting is one byte over the largest value.
+            value_len_max: (config.max_item_size.0 as usize).min(VALUE_LEN_MAX),
+            start_ms: clock.now_ms(),
+            ..StoreConfig::default()
+        })?;
+        Ok(Self {
+            budget: Arc::new(Budget::new(store.memory(), store.value_len_max())),
+            store,
+            clock,
+            shutdown: Shutdown::new(),
+            connections: ConnectionLimit::new(config.max_connections.0),
+            auth,
+            endpoints,
+            workers: (0..config.threads.0).map(|_| WorkerState::default()).collect(),
+            upkeep: Heartbeat::default(),
+            config,
+        })
+    }
+
+    /// The counters of all workers, summed now.
+    pub(crate) fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        self.workers.iter().for_each(|worker| totals.add(&worker.counters));
+        totals
+    }
+}

@@ -1,0 +1,267 @@
+//! `kiln serve`: from the settings to a running node, and back down.
+//!
+//! Everything that can fail is done before the ready line, on the main thread, so that a node
+//! either says `ready` or says in one line why not. After that the main thread only waits for a
+//! reason to stop.
+//!
+//! ```text
+//!   kiln-main    signals, start and stop
+//!   kiln-work-N  connections (see `worker`)
+//!   kiln-http    health and metrics
+//!   kiln-upkeep  ends items whose time is over
+//! ```
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    panic::{self, AssertUnwindSafe},
+    sync::Arc,
+    thread,
+};
+
+use tokio::{
+    runtime,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+};
+
+use crate::{
+    admin, announce,
+    auth::AuthFile,
+    config::{Config, Loaded, LogFormat},
+    connections::Endpoint,
+    failure::Failure,
+    listen::{self, Listener, SocketFile},
+    logging,
+    node::Node,
+    pid_file::PidFile,
+    process,
+    upkeep::Upkeep,
+    worker::{self, Handovers},
+};
+
+/// Runs a node until it is told to stop.
+pub(crate) fn run(loaded: Loaded) -> Result<(), Failure> {
+    let config = &loaded.config;
+    logging::init(config.log_format, &config.log_level);
+    process::raise_file_limit(config.max_connections.0);
+    let auth = load_users(config)?;
+    let sockets = Sockets::open(config)?;
+    let _pid_file = match config.pid_file.get() {
+        None => None,
+        Some(path) => Some(PidFile::write(path).map_err(|error| {
+            Failure::Failed(format!("cannot write {} (pid_file): {error}", path.display()))
+        })?),
+    };
+    let node = Node::new(config.clone(), auth, sockets.endpoints()?);
+    let node =
+        Arc::new(node.map_err(|error| Failure::Failed(format!("cannot make the store: {error}")))?);
+
+    // From here on a signal stops the node in good order, also while it is starting.
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::Failed(format!("cannot start the runtime: {error}")))?;
+    let mut signals = {
+        let _context = runtime.enter();
+        Signals::install()
+            .map_err(|error| Failure::Failed(format!("cannot watch signals: {error}")))?
+    };
+
+    let upkeep = Upkeep::start(Arc::clone(&node)).map_err(thread_failure)?;
+    let mut workers = Workers::start(&node, &sockets.memcached)?;
+    let http = match sockets.http {
+        Some((listener, address)) => Some((
+            admin::Server::start(Arc::clone(&node), listener).map_err(thread_failure)?,
+            address,
+        )),
+        None => None,
+    };
+    runtime.block_on(workers.started())?;
+
+    node.shutdown.ready();
+    let http_address = http.as_ref().map(|(_, address)| *address);
+    let ready = announce::ReadyLine { node: &node, http: http_address };
+    match config.log_format {
+        LogFormat::Text => eprintln!("{}", announce::banner(&node, http_address, &loaded)),
+        LogFormat::Json => tracing::info!(version = env!("BUILD_VERSION"), "{ready}"),
+    }
+    ready.print();
+    notify_manager(sd_notify::NotifyState::Ready);
+
+    let ended = runtime.block_on(async {
+        tokio::select! {
+            reason = signals.first() => node.shutdown.begin(reason),
+            () = node.shutdown.begun() => {}
+            // A worker ends by itself only when something is badly wrong.
+            failure = workers.ended() => {
+                node.shutdown.begin("a worker failed");
+                failure?;
+            }
+        }
+        notify_manager(sd_notify::NotifyState::Stopping);
+        tokio::select! {
+            ended = workers.ended() => ended,
+            () = signals.interrupt() => {
+                Err(Failure::Failed("interrupted again: stopped without waiting".to_owned()))
+            }
+        }
+    });
+    if let Some((server, _)) = http {
+        server.stop();
+    }
+    upkeep.stop();
+    if ended.is_ok() {
+        tracing::info!("stopped");
+    }
+    ended
+}
+
+fn load_users(config: &Config) -> Result<Option<AuthFile>, Failure> {
+    let Some(path) = config.auth_file.get() else { return Ok(None) };
+    let users = AuthFile::load(path);
+    let fail = |error| Failure::Failed(format!("{} (auth_file): {error}", path.display()));
+    users.map(Some).map_err(fail)
+}
+
+/// All listening sockets of a node.
+struct Sockets {
+    memcached: Vec<Listener>,
+    http: Option<(TcpListener, SocketAddr)>,
+    _socket_file: Option<SocketFile>,
+}
+
+impl Sockets {
+    fn open(config: &Config) -> Result<Self, Failure> {
+        let mut memcached = Vec::new();
+        memcached
+            .extend(listen::tcp("listen_memcached", &config.listen_memcached)?.map(Listener::Tcp));
+        let mut socket_file = None;
+        if let Some(path) = config.listen_memcached_unix.get() {
+            let (listener, file) = listen::unix(path, config.unix_socket_mode)?;
+            memcached.push(Listener::Unix(listener));
+            socket_file = Some(file);
+        }
+        let http = match listen::tcp("listen_http", &config.listen_http)? {
+            None => None,
+            Some(listener) => {
+                let address = listener.local_addr().map_err(socket_failure)?;
+                Some((listener, address))
+            }
+        };
+        Ok(Self { memcached, http, _socket_file: socket_file })
+    }
+
+    fn endpoints(&self) -> Result<Vec<Endpoint>, Failure> {
+        let endpoints = self.memcached.iter().map(Listener::endpoint);
+        endpoints.collect::<Result<_, _>>().map_err(socket_failure)
+    }
+}
+
+/// The worker threads, seen from the main thread.
+struct Workers {
+    running: usize,
+    started: mpsc::Receiver<()>,
+    ended: mpsc::Receiver<Result<(), Failure>>,
+}
+
+impl Workers {
+    fn start(node: &Arc<Node>, listeners: &[Listener]) -> Result<Self, Failure> {
+        let count = node.workers.len();
+        let (started_sender, started) = mpsc::channel(count);
+        let (ended_sender, ended) = mpsc::channel(count);
+        let (handovers, inboxes) = Handovers::new(count);
+        for (index, inbox) in inboxes.into_iter().enumerate() {
+            let listeners =
+                listeners.iter().map(Listener::try_clone).collect::<Result<Vec<_>, _>>();
+            let listeners = listeners.map_err(socket_failure)?;
+            let (node, handovers) = (Arc::clone(node), handovers.clone());
+            let (started, ended) = (started_sender.clone(), ended_sender.clone());
+            let work = move || {
+                let run = AssertUnwindSafe(|| {
+                    worker::run(node, index, listeners, handovers, inbox, started)
+                });
+                let result = match panic::catch_unwind(run) {
+                    Ok(Ok(())) => Ok(()),
+                    Ok(Err(error)) => {
+                        Err(Failure::Failed(format!("worker {index} failed: {error}")))
+                    }
+                    Err(_) => Err(Failure::Failed(format!("worker {index} panicked; see the log"))),
+                };
+                // Room for one word of each worker, so this never fails while someone listens.
+                let _ = ended.try_send(result);
+            };
+            let name = format!("kiln-work-{index}");
+            thread::Builder::new().name(name).spawn(work).map_err(thread_failure)?;
+        }
+        Ok(Self { running: count, started, ended })
+    }
+
+    /// Waits until all workers accept connections.
+    async fn started(&mut self) -> Result<(), Failure> {
+        for _ in 0..self.running {
+            tokio::select! {
+                Some(()) = self.started.recv() => {}
+                Some(result) = self.ended.recv() => {
+                    self.running -= 1;
+                    result?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until all workers have ended, or one has failed. May be called again.
+    async fn ended(&mut self) -> Result<(), Failure> {
+        while self.running > 0 {
+            let Some(result) = self.ended.recv().await else { break };
+            self.running -= 1;
+            result?;
+        }
+        Ok(())
+    }
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    user: Signal,
+}
+
+impl Signals {
+    fn install() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            user: signal(SignalKind::user_defined1())?,
+        })
+    }
+
+    /// The first signal that asks to stop, by name.
+    async fn first(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.user.recv() => "SIGUSR1",
+        }
+    }
+
+    /// Someone at the keyboard who will not wait.
+    async fn interrupt(&mut self) {
+        self.interrupt.recv().await;
+    }
+}
+
+/// Tells systemd, where it is listening; elsewhere does nothing.
+fn notify_manager(state: sd_notify::NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "cannot notify the service manager");
+    }
+}
+
+fn socket_failure(error: std::io::Error) -> Failure {
+    Failure::Failed(format!("cannot prepare a listening socket: {error}"))
+}
+
+fn thread_failure(error: std::io::Error) -> Failure {
+    Failure::Failed(format!("cannot start a thread: {error}"))
+}
