@@ -481,7 +481,7 @@ impl Parser {
             }
             // Without a level there is nothing to be quiet about.
             // Debian's memcached and memccapable take it for a request without an answer.
-            b"verbosity" if first == Some(b"noreply") => reject(slot, b"", line.len),
+            b"verbosity" if first == Some(b"noreply") => Op::Answer { reply: b"" },
             b"verbosity" => match first.and_then(parse_u32) {
                 Some(level) => Op::Verbosity { level, noreply },
                 None => error(BAD_FORMAT),
