@@ -257,8 +257,7 @@ impl Heap {
 
     /// Bytes of the heap's own tables.
     pub(crate) fn table_bytes(&self) -> usize {
-        self.classes.capacity() * size_of::<Class>()
-            + self.fine.capacity() * 2
+        self.classes.capacity() * size_of::<Class>() + self.fine.capacity() * 2
     }
 
     // ---- slots ---------------------------------------------------------------------------
@@ -304,8 +303,7 @@ impl Heap {
         if next != NO_PAGE {
             self.meta_mut(next).owned_prev = page;
         }
-        *self.meta_mut(page) =
-            PageMeta { class: class_id, owned_next: next, ..PageMeta::UNUSED };
+        *self.meta_mut(page) = PageMeta { class: class_id, owned_next: next, ..PageMeta::UNUSED };
         let class = &mut self.classes[class_id.0 as usize];
         class.pages += 1;
         let slots = i32::from(class.slots_per_page);
@@ -487,9 +485,7 @@ impl Heap {
         &'a self,
         class: &Class,
     ) -> impl Iterator<Item = (PageId, &'a PageMeta)> + use<'a> {
-        let next = move |page: PageId| {
-            (page != NO_PAGE).then(|| (page, self.meta(page)))
-        };
+        let next = move |page: PageId| (page != NO_PAGE).then(|| (page, self.meta(page)));
         std::iter::successors(next(class.partial), move |(_, meta)| next(meta.next))
             .filter(|(_, meta)| meta.pinned == 0)
     }

@@ -350,7 +350,9 @@ impl Index {
 fn matching(bucket: &[u8], tag: u8) -> u32 {
     #[cfg(target_arch = "x86_64")]
     {
-        use std::arch::x86_64::{_mm_cmpeq_epi8, _mm_loadu_si128, _mm_movemask_epi8, _mm_set1_epi8};
+        use std::arch::x86_64::{
+            _mm_cmpeq_epi8, _mm_loadu_si128, _mm_movemask_epi8, _mm_set1_epi8,
+        };
         assert!(bucket.len() >= 16, "a bucket is 64 bytes");
         // SAFETY: SSE2 is part of x86_64, and 16 bytes are there to load.
         let equal = unsafe {

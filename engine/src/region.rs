@@ -74,10 +74,8 @@ impl Region {
     pub(crate) fn new(limit_bytes: usize, reserve_bytes: usize) -> std::io::Result<Arc<Self>> {
         let pages = reserve_bytes.max(limit_bytes).div_ceil(PAGE_LEN) + 1;
         // Aligned by hand to 64 KiB at least: index buckets must not straddle cache lines.
-        let mut map = MmapOptions::new()
-            .len((pages + 1) * PAGE_LEN)
-            .no_reserve_swap()
-            .map_anon()?;
+        let mut map =
+            MmapOptions::new().len((pages + 1) * PAGE_LEN).no_reserve_swap().map_anon()?;
         // A refusal costs speed only: the kernel may be built without huge pages.
         let _ = map.advise(Advice::HugePage);
         let start = map.as_mut_ptr();
@@ -195,8 +193,7 @@ impl Region {
         let offset = self.base.addr() - self.map.as_ptr().addr() + page as usize * PAGE_LEN;
         // SAFETY: the page is in no shard's hands, so nobody reads or writes it, and its content
         // need not survive. A refusal by the kernel leaves it resident, which is only less thrifty.
-        let _ = unsafe {
-            self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, offset, PAGE_LEN)
-        };
+        let _ =
+            unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, offset, PAGE_LEN) };
     }
 }

@@ -482,7 +482,6 @@ impl Shard {
         Ok(slot)
     }
 
-
     /// Removes an item, or marks it.
     pub(crate) fn delete(
         &mut self,
@@ -615,8 +614,7 @@ impl Shard {
     }
 
     fn copy_policy_words(&mut self, old: Slot, new: Slot) {
-        let (prev, next, bits) =
-            (self.items.prev(old), self.items.next(old), self.items.bits(old));
+        let (prev, next, bits) = (self.items.prev(old), self.items.next(old), self.items.bits(old));
         self.items.set_prev(new, prev);
         self.items.set_next(new, next);
         self.items.set_bits(new, bits);
@@ -811,8 +809,8 @@ impl Shard {
     fn chunk_moved(&mut self, old: Slot, new: Slot) {
         let owner = self.items.heap.chunk_owner(old);
         self.items.heap.set_chunk_owner(new, owner);
-        if let Some(index) = (0..self.items.chunk_count(owner))
-            .find(|&index| self.items.chunk(owner, index) == old)
+        if let Some(index) =
+            (0..self.items.chunk_count(owner)).find(|&index| self.items.chunk(owner, index) == old)
         {
             self.items.set_chunk(owner, index, new);
         }

@@ -428,16 +428,12 @@ impl Store {
         let outcome = if extends {
             self.extend(key, hash, value, options, now)
         } else if value.len() <= INLINE_LEN_MAX {
-            self.run(hash, now, |shard| {
-                shard.write(hash, key, Source::Inline(value), options, now)
-            })
+            self.run(hash, now, |shard| shard.write(hash, key, Source::Inline(value), options, now))
         } else {
             self.write_large(key, hash, &[value], options, now)
         };
         match outcome {
-            Ok(WriteOutcome::NotStored)
-                if extends && let Some(expiry) = options.vivify =>
-            {
+            Ok(WriteOutcome::NotStored) if extends && let Some(expiry) = options.vivify => {
                 let create =
                     WriteOptions { mode: WriteMode::Add, expiry, vivify: None, ..*options };
                 self.write(key, hash, value, &create, now_ms)
@@ -683,7 +679,8 @@ impl Store {
             if let Some((old, new)) = shard.heap_change() {
                 self.inner.region.account_heap(old, new);
             }
-            upkeep.next_due_ms = [upkeep.next_due_ms, shard.next_due_ms()].into_iter().flatten().min();
+            upkeep.next_due_ms =
+                [upkeep.next_due_ms, shard.next_due_ms()].into_iter().flatten().min();
         }
         if lowered {
             let over = self.inner.region.excess_pages() > 0;

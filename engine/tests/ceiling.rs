@@ -94,7 +94,10 @@ fn memory_stays_under_the_ceiling_while_sizes_change() {
             // in a store this small under sizes this wide.
             let waste = stats.page_bytes - stats.item_bytes - stats.index_bytes;
             if stats.page_bytes * 10 > MEMORY as u64 * 9 {
-                assert!(waste < MEMORY as u64 * 4 / 10, "{policy}: {waste} bytes idle in phase {phase}");
+                assert!(
+                    waste < MEMORY as u64 * 4 / 10,
+                    "{policy}: {waste} bytes idle in phase {phase}"
+                );
             }
         }
     }

@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use kiln_engine::policy::PolicyKind;
 use kiln_engine::{
     ArithmeticOptions, ArithmeticOutcome, DeleteOptions, DeleteOutcome, Direction, Expiry,
-    GetOptions, ItemInfo, Refill, Store, StoreConfig, TouchOutcome, Value, WriteMode,
-    WriteOptions, WriteOutcome,
+    GetOptions, ItemInfo, Refill, Store, StoreConfig, TouchOutcome, Value, WriteMode, WriteOptions,
+    WriteOutcome,
 };
 use proptest::prelude::*;
 
@@ -249,8 +249,7 @@ fn run(kind: PolicyKind, ops: Vec<Op>) {
                         assert_eq!(info.stale, item.stale);
                         let wants = item.stale
                             || options.recache_below_ms.is_some_and(|below| {
-                                item.deadline
-                                    .is_some_and(|at| at.saturating_sub(now) < below)
+                                item.deadline.is_some_and(|at| at.saturating_sub(now) < below)
                             });
                         let refill = match (item.granted, wants) {
                             (true, _) => Refill::Taken,
@@ -323,7 +322,9 @@ fn run(kind: PolicyKind, ops: Vec<Op>) {
             }
             Op::Arithmetic { key, options } => {
                 let options = ArithmeticOptions {
-                    create: options.create.map(|(expiry, initial)| (absolute(expiry, now), initial)),
+                    create: options
+                        .create
+                        .map(|(expiry, initial)| (absolute(expiry, now), initial)),
                     touch: options.touch.map(|expiry| absolute(expiry, now)),
                     ..options
                 };
@@ -355,7 +356,9 @@ fn run(kind: PolicyKind, ops: Vec<Op>) {
                 };
                 let text = String::from_utf8_lossy(item.value.trim_ascii_end()).into_owned();
                 match text.parse::<u64>() {
-                    Ok(number) if text.bytes().all(|byte| byte.is_ascii_digit()) && text.len() <= 20 => {
+                    Ok(number)
+                        if text.bytes().all(|byte| byte.is_ascii_digit()) && text.len() <= 20 =>
+                    {
                         let want = match options.direction {
                             Direction::Increment => number.wrapping_add(options.delta),
                             Direction::Decrement => number.saturating_sub(options.delta),
@@ -391,8 +394,12 @@ fn run(kind: PolicyKind, ops: Vec<Op>) {
     model.settle();
     // Nothing more, nothing less: by reads and by a walk.
     for key in 0..12 {
-        let found = read(&store, key, &GetOptions { no_bump: true, ..GetOptions::default() }, model.now);
-        assert_eq!(found.map(|(_, value)| value), model.items.get(&key).map(|item| item.value.clone()));
+        let found =
+            read(&store, key, &GetOptions { no_bump: true, ..GetOptions::default() }, model.now);
+        assert_eq!(
+            found.map(|(_, value)| value),
+            model.items.get(&key).map(|item| item.value.clone())
+        );
     }
     let mut walked = Vec::new();
     let mut cursor = Some(0);
@@ -496,7 +503,11 @@ fn write(
         value,
         flags: options.flags,
         version: info.version,
-        deadline: if stale { present.as_ref().and_then(|item| item.deadline) } else { deadline(expiry) },
+        deadline: if stale {
+            present.as_ref().and_then(|item| item.deadline)
+        } else {
+            deadline(expiry)
+        },
         fetched: false,
         stale,
         granted: stale && present.is_some_and(|item| item.granted),

@@ -10,9 +10,7 @@ use kiln_engine::{
     GetOptions, ItemInfo, Refill, Store, TouchOutcome, Value, WriteMode, WriteOptions,
     WriteOutcome,
 };
-use kiln_protocol::command::{
-    self, Command, ItemMeta, Outcome, RefillRight, StoreMode, Ttl,
-};
+use kiln_protocol::command::{self, Command, ItemMeta, Outcome, RefillRight, StoreMode, Ttl};
 
 /// Where the outcome of a command goes. Exactly one of the two is called, once.
 pub(crate) trait Sink {
@@ -38,13 +36,7 @@ pub(crate) fn execute(
 }
 
 #[inline]
-fn execute_get(
-    store: &Store,
-    get: &command::Get<'_>,
-    hash: u64,
-    now_ms: u64,
-    sink: impl Sink,
-) {
+fn execute_get(store: &Store, get: &command::Get<'_>, hash: u64, now_ms: u64, sink: impl Sink) {
     let options = GetOptions {
         touch: get.touch.map(|ttl| expiry(ttl, now_ms)),
         vivify: get.vivify.map(|ttl| expiry(ttl, now_ms)),

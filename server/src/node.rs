@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU64, Ordering::Relaxed},
+    atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
 };
 
 use kiln_engine::{Store, StoreConfig, StoreError, VALUE_LEN_MAX};
@@ -13,7 +13,7 @@ use crate::{
     config::Config,
     connections::{ConnectionLimit, Endpoint, Register},
     counters::{Counters, Totals},
-    memcached::budget::Budget,
+    memcached::budget::{Budget, Shares},
     shutdown::Shutdown,
 };
 
@@ -29,6 +29,8 @@ pub(crate) struct Node {
     pub(crate) shutdown: Shutdown,
     /// How many connections there may be, and are.
     pub(crate) connections: ConnectionLimit,
+    /// The ceiling, as set last.
+    memory: AtomicUsize,
     /// What connections may hold of half requests and untaken replies, together.
     pub(crate) budget: Arc<Budget>,
     /// Who may use the node; `None` lets everyone.
@@ -76,16 +78,22 @@ impl Node {
         endpoints: Vec<Endpoint>,
     ) -> Result<Self, StoreError> {
         let clock = Clock::start();
+        let memory = usize::try_from(config.memory.0).unwrap_or(usize::MAX);
+        // The largest setting is one byte over the largest value.
+        let value_len_max = (config.max_item_size.0 as usize).min(VALUE_LEN_MAX);
+        let shares = Shares::of(memory, value_len_max);
         let store = Store::new(StoreConfig {
-            memory: usize::try_from(config.memory.0).unwrap_or(usize::MAX),
+            memory: shares.store,
+            memory_max: shares.store.saturating_mul(MEMORY_GROWTH_MAX),
             policy: config.eviction.0,
-            // The largest setting is one byte over the largest value.
-            value_len_max: (config.max_item_size.0 as usize).min(VALUE_LEN_MAX),
+            shards: shards(config.threads.0, shares.store),
+            value_len_max,
             start_ms: clock.now_ms(),
             ..StoreConfig::default()
         })?;
         Ok(Self {
-            budget: Arc::new(Budget::new(store.memory(), store.value_len_max())),
+            memory: AtomicUsize::new(memory),
+            budget: Arc::new(Budget::new(shares)),
             store,
             clock,
             shutdown: Shutdown::new(),
@@ -98,10 +106,39 @@ impl Node {
         })
     }
 
+    /// The memory ceiling in bytes: for the store, the connections and the process together.
+    pub(crate) fn memory(&self) -> usize {
+        self.memory.load(Relaxed)
+    }
+
+    /// Moves the memory ceiling; what the connections may have stays. False when it is too low or
+    /// too high to be had, and then nothing changes.
+    pub(crate) fn set_memory(&self, memory: usize) -> bool {
+        let shares = Shares::of(memory, self.store.value_len_max());
+        let before = self.store.memory();
+        if memory / 2 < self.store.value_len_max() || self.store.set_memory(shares.store) != shares.store {
+            self.store.set_memory(before);
+            return false;
+        }
+        self.memory.store(memory, Relaxed);
+        tracing::info!(bytes = memory, "memory ceiling changed");
+        true
+    }
+
     /// The counters of all workers, summed now.
     pub(crate) fn totals(&self) -> Totals {
         let mut totals = Totals::default();
         self.workers.iter().for_each(|worker| totals.add(&worker.counters));
         totals
     }
+}
+
+/// The memory ceiling of a running node can be raised up to so many times the configured one.
+const MEMORY_GROWTH_MAX: usize = 4;
+
+/// Shards of the store: four for each thread, so that they seldom meet, but none so small that
+/// half-filled pages would take much of it.
+fn shards(threads: usize, memory: usize) -> usize {
+    let most = (memory / (16 << 20)).max(1).ilog2();
+    (threads * 4).next_power_of_two().clamp(2, 256).min(1 << most).max(2)
 }

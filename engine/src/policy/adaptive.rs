@@ -86,8 +86,6 @@ impl Default for Adaptive {
 impl EvictionPolicy for Adaptive {
     fn on_insert<N: Nodes>(&mut self, nodes: &mut N, slot: Slot, hash: u64) {
         let residents = self.len() + 1;
-        self.probation_ghosts.fit(residents);
-        self.main_ghosts.fit(residents);
         let bits = match self.probation_ghosts.recall(hash) {
             Some(younger) => self.judge_return(younger, residents),
             None => {
@@ -127,6 +125,10 @@ impl EvictionPolicy for Adaptive {
 
     fn evict<N: Nodes>(&mut self, nodes: &mut N) -> Option<Slot> {
         self.weight_full = self.weight();
+        // Here rather than where entries come in: a store that never fills remembers nobody.
+        let residents = self.len();
+        self.probation_ghosts.fit(residents);
+        self.main_ghosts.fit(residents);
         let probation_max = (self.share * self.weight_full as f64) as u64;
         let mut moves = 0;
         loop {

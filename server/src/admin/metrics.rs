@@ -165,7 +165,7 @@ fn about_items(families: &mut Families, node: &Node, stats: &Stats) {
     families.one_gauge(
         "kiln_memory_limit_bytes",
         "Ceiling of items, index and policy together.",
-        node.store.memory() as f64,
+        node.memory() as f64,
     );
     let memory = [
         ([("use", "items")], stats.item_bytes),

@@ -11,7 +11,9 @@
 use kiln_engine::{Store, Value};
 use kiln_protocol::Parsed;
 use kiln_protocol::command::{Delete, ItemMeta, Outcome};
-use kiln_protocol::memcached::{FlushTime, KeyScratch, Op, Parser, Reply, Stats, lines, write_version};
+use kiln_protocol::memcached::{
+    FlushTime, KeyScratch, Op, Parser, Reply, Stats, lines, write_version,
+};
 
 use crate::execute::{Sink, execute, meta};
 use crate::memcached::budget::Share;
@@ -69,8 +71,8 @@ pub(crate) struct Context<'a> {
     pub(crate) worker: &'a WorkerState,
     pub(crate) parser: &'a mut Parser,
     pub(crate) output: &'a mut Output,
-    /// What the connection's replies take of the budget.
-    pub(crate) share: &'a mut Share,
+    /// What the connection's replies keep pinned.
+    pub(crate) pinned: &'a mut Share,
     /// Replies above this are written before more requests are run.
     pub(crate) replies_max: usize,
     pub(crate) now_ms: u64,
@@ -170,7 +172,7 @@ struct ToClient<'a, 'r> {
     reply: &'a Reply<'r>,
     replies: &'a mut Vec<u8>,
     output: &'a mut Output,
-    share: &'a mut Share,
+    pinned: &'a mut Share,
 }
 
 impl Sink for ToClient<'_, '_> {
@@ -185,8 +187,7 @@ impl Sink for ToClient<'_, '_> {
             }
             Value::Large(pinned) => {
                 // Pinned, the value keeps its memory from other items until the client took it.
-                let pending = self.output.len() + item.value_len;
-                if !self.share.resize(pending) {
+                if !self.pinned.resize(self.output.large_len() + item.value_len) {
                     self.reply.error(OUT_OF_MEMORY_WRITING, self.replies);
                 } else if let Some(end) = self.reply.begin_hit(item, self.replies) {
                     self.output.push_bytes(self.replies);
@@ -219,12 +220,7 @@ fn answer(
             if reply.is_meta() {
                 context.worker.counters.cmd_meta.add(1);
             }
-            let sink = ToClient {
-                reply,
-                replies,
-                output: context.output,
-                share: context.share,
-            };
+            let sink = ToClient { reply, replies, output: context.output, pinned: context.pinned };
             execute(&node.store, command, hash, context.now_ms, sink);
         }
         Op::TooLarge { key, delete, reply } => {
@@ -250,7 +246,8 @@ fn answer(
         Op::MetaDebug { key, reply } => {
             let item = node.store.peek(key, Store::hash(key), context.now_ms);
             let item = item.map(|info| meta(&info, context.now_ms));
-            let described = item.as_ref().map(|item| (item, key.len() + item.value_len + ITEM_OVERHEAD));
+            let described =
+                item.as_ref().map(|item| (item, key.len() + item.value_len + ITEM_OVERHEAD));
             reply.encode(described, replies);
         }
         Op::Stats(Stats::Reset) => {
@@ -263,10 +260,7 @@ fn answer(
             say(lines::OK, *noreply, replies);
         }
         Op::CacheMemlimit { mebibytes, noreply } => {
-            let bytes = (*mebibytes as usize).saturating_mul(1 << 20);
-            let set = node.store.set_memory(bytes);
-            let done = set == bytes;
-            tracing::info!(bytes = set, "a client set the memory ceiling");
+            let done = node.set_memory((*mebibytes as usize).saturating_mul(1 << 20));
             say(if done { lines::OK } else { lines::MEMLIMIT_FAILED }, *noreply, replies);
         }
         Op::Authenticate { credentials } => {
@@ -280,7 +274,11 @@ fn answer(
             }
         }
         Op::Shutdown { graceful } => {
-            node.shutdown.begin(if *graceful { "graceful shutdown by a client" } else { "shutdown by a client" });
+            node.shutdown.begin(if *graceful {
+                "graceful shutdown by a client"
+            } else {
+                "shutdown by a client"
+            });
             return After::Close;
         }
         Op::Quit => return After::Close,

@@ -1,32 +1,108 @@
-//! What clients may have in flight together: requests that have come in part, and replies not yet
-//! taken.
+//! What clients may have in flight together: values still coming in, and bytes that wait.
 //!
-//! Each connection is bounded by itself, but thousands of them together would not be. So bytes
-//! held between two turns of a connection are drawn from one budget, a fixed part of the node's
-//! memory; a connection that cannot get more is refused its request, and the others go on.
+//! Each connection is bounded by itself, but thousands of them together would not be. So what is
+//! held between two turns of a connection is drawn from budgets that are part of the node's
+//! memory:
+//!
+//! - *uploads*: a long value is admitted whole before it is received, in the order of asking, so
+//!   that those admitted can always finish; the others wait a while without being read from;
+//! - *buffers*: starts of short requests, and replies that a client has not taken;
+//! - *pinned*: large values that are being sent, which the store cannot evict meanwhile.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 
-/// The least budget, so that small nodes still take their largest value.
-const BYTES_MIN: usize = 8 << 20;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Bytes left for all connections of a node.
+/// Uploads are admitted in units of this many bytes.
+const UPLOAD_UNIT: usize = 1024;
+
+/// How long an upload waits to be admitted.
+const ADMISSION_WAIT: Duration = Duration::from_secs(10);
+
+/// The least of the budgets, so that small nodes still serve.
+const BUFFERS_MIN: usize = 1 << 20;
+
+/// How the memory of a node is shared out between its store and its connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shares {
+    /// For items and index.
+    pub(crate) store: usize,
+    uploads: usize,
+    buffers: usize,
+}
+
+impl Shares {
+    /// Two values at least may come in at once; the process itself has its part.
+    pub(crate) fn of(memory: usize, value_len_max: usize) -> Self {
+        /// Code, stacks, tables and the allocator's own, measured.
+        const PROCESS: usize = 16 << 20;
+        let uploads = (memory / 32).max(2 * value_len_max).min(memory / 4);
+        let buffers = (memory / 64).max(BUFFERS_MIN);
+        let process = PROCESS.min(memory / 8);
+        let store = memory.saturating_sub(uploads + buffers + process);
+        Self { store: store.max(kiln_engine::MEMORY_MIN), uploads, buffers }
+    }
+}
+
+/// The budgets of a node.
 #[derive(Debug)]
 pub(crate) struct Budget {
+    uploads: Arc<Semaphore>,
+    uploads_total: usize,
+    buffers: Pool,
+    pinned: Pool,
+}
+
+impl Budget {
+    pub(crate) fn new(shares: Shares) -> Self {
+        let units = (shares.uploads / UPLOAD_UNIT).min(Semaphore::MAX_PERMITS);
+        Self {
+            uploads: Arc::new(Semaphore::new(units)),
+            uploads_total: units,
+            buffers: Pool::new(shares.buffers),
+            pinned: Pool::new(shares.store / 4),
+        }
+    }
+
+    /// Admits a long value; `None` when there was no room for too long.
+    pub(crate) async fn admit(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        // The largest value fits always, also with its line and where shares are rounded.
+        let units = bytes.div_ceil(UPLOAD_UNIT).min(self.uploads_total);
+        let permits = Arc::clone(&self.uploads).acquire_many_owned(u32::try_from(units).ok()?);
+        tokio::time::timeout(ADMISSION_WAIT, permits).await.ok()?.ok()
+    }
+
+    /// Bytes held now, pinned values aside.
+    pub(crate) fn used(&self) -> usize {
+        let uploads = self.uploads_total - self.uploads.available_permits();
+        uploads * UPLOAD_UNIT + self.buffers.used()
+    }
+
+    /// A share of the buffers, of nothing yet.
+    pub(crate) fn buffers(self: &Arc<Self>) -> Share {
+        Share { budget: Arc::clone(self), pool: |budget| &budget.buffers, bytes: 0 }
+    }
+
+    /// A share of what may be pinned, of nothing yet.
+    pub(crate) fn pinned(self: &Arc<Self>) -> Share {
+        Share { budget: Arc::clone(self), pool: |budget| &budget.pinned, bytes: 0 }
+    }
+}
+
+#[derive(Debug)]
+struct Pool {
     free: AtomicUsize,
     total: usize,
 }
 
-impl Budget {
-    /// A sixteenth of the node's memory, and room for two of its largest values.
-    pub(crate) fn new(memory: usize, value_len_max: usize) -> Self {
-        let total = (memory / 16).max(BYTES_MIN).max(2 * value_len_max);
+impl Pool {
+    fn new(total: usize) -> Self {
         Self { free: AtomicUsize::new(total), total }
     }
 
-    /// Bytes held now.
-    pub(crate) fn used(&self) -> usize {
+    fn used(&self) -> usize {
         self.total - self.free.load(Relaxed)
     }
 
@@ -39,27 +115,24 @@ impl Budget {
     }
 }
 
-/// What one connection drew from the budget; given back when it is dropped.
-#[derive(Debug)]
+/// What one connection drew from a pool; given back when it is dropped.
 pub(crate) struct Share {
     budget: Arc<Budget>,
+    pool: fn(&Budget) -> &Pool,
     bytes: usize,
 }
 
 impl Share {
-    /// A share of nothing yet.
-    pub(crate) fn new(budget: Arc<Budget>) -> Self {
-        Self { budget, bytes: 0 }
-    }
-
-    /// Makes the share `bytes`. False, and nothing changed, when the budget has no more.
+    /// Makes the share `bytes`. False, and nothing changed, when the pool has no more; making it
+    /// smaller always succeeds.
     pub(crate) fn resize(&mut self, bytes: usize) -> bool {
+        let pool = (self.pool)(&self.budget);
         if bytes > self.bytes {
-            if !self.budget.take(bytes - self.bytes) {
+            if !pool.take(bytes - self.bytes) {
                 return false;
             }
         } else if bytes < self.bytes {
-            self.budget.give(self.bytes - bytes);
+            pool.give(self.bytes - bytes);
         }
         self.bytes = bytes;
         true
@@ -68,7 +141,7 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.budget.give(self.bytes);
+        self.resize(0);
     }
 }
 
@@ -77,18 +150,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_together_never_exceed_the_budget_and_return_what_they_took() {
-        let budget = Arc::new(Budget::new(0, 0));
-        let mut first = Share::new(Arc::clone(&budget));
-        let mut second = Share::new(Arc::clone(&budget));
+    fn shares_together_never_exceed_a_pool_and_return_what_they_took() {
+        let budget = Arc::new(Budget::new(Shares::of(64 << 20, 1 << 20)));
+        let (mut first, mut second) = (budget.buffers(), budget.buffers());
 
-        assert!(first.resize(BYTES_MIN - 10));
+        assert!(first.resize(BUFFERS_MIN - 10));
         assert!(!second.resize(11));
         assert!(second.resize(10));
         assert!(first.resize(5));
         assert!(second.resize(100));
         assert_eq!(budget.used(), 105);
         drop((first, second));
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn the_store_gets_most_of_the_memory_and_all_shares_fit_in_it() {
+        for mebibytes in [8, 64, 512, 4096, 65536] {
+            let memory = mebibytes << 20;
+            let shares = Shares::of(memory, 1 << 20);
+            assert!(shares.store + shares.uploads + shares.buffers <= memory, "{shares:?}");
+            assert!(shares.store >= memory / 2, "{shares:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_largest_value_is_admitted_when_nothing_else_is() {
+        let budget = Budget::new(Shares::of(8 << 20, 4 << 20));
+        let permit = budget.admit((4 << 20) + 300).await;
+        assert!(permit.is_some());
+        drop(permit);
         assert_eq!(budget.used(), 0);
     }
 }

@@ -33,7 +33,8 @@ const READ_LEN: usize = 64 * 1024;
 /// Replies above this are not gathered further before some are written.
 const GATHER_MAX: usize = 256 * 1024;
 
-/// A client that takes nothing of its replies for this long is cut.
+/// A client that takes nothing of its replies, or sends nothing of a long value for which memory
+/// is set aside, for this long is cut.
 const STALL_MAX: Duration = Duration::from_secs(60);
 
 /// Said, and the connection closed, when the budget has no room for a request.
@@ -60,7 +61,6 @@ pub(crate) async fn serve(stream: Stream, peer: Arc<Peer>, node: Arc<Node>, work
         shutdown_enabled: node.config.enable_shutdown.0,
         flush_enabled: !node.config.disable_flush.0,
     };
-    let share = || Share::new(Arc::clone(&node.budget));
     let connection = Connection {
         stream,
         worker: &node.workers[worker],
@@ -68,9 +68,10 @@ pub(crate) async fn serve(stream: Stream, peer: Arc<Peer>, node: Arc<Node>, work
         parser: Parser::new(limits),
         held: Vec::new(),
         wanted: 0,
-        held_share: share(),
+        held_share: node.budget.buffers(),
         output: Output::default(),
-        output_share: share(),
+        output_share: node.budget.buffers(),
+        pinned_share: node.budget.pinned(),
         closing: false,
         node: &node,
     };
@@ -91,7 +92,10 @@ struct Connection<'a> {
     wanted: usize,
     held_share: Share,
     output: Output,
+    /// For the bytes of `output` …
     output_share: Share,
+    /// … and for the large values in it.
+    pinned_share: Share,
     /// Nothing is read any more; the connection ends when its replies are out.
     closing: bool,
 }
@@ -118,6 +122,11 @@ impl Connection<'_> {
             }
             if self.held.is_empty() {
                 self.peer.rest();
+            } else if self.wanted - self.held.len() >= READ_LEN {
+                if !self.receive_long().await? {
+                    return Ok(());
+                }
+                continue;
             }
             match poll_fn(|task| self.poll_turn(task)).await? {
                 Turn::More => {}
@@ -133,8 +142,8 @@ impl Connection<'_> {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(written) => {
                     self.worker.counters.bytes_written.add(written as u64);
-                    // Shrinking cannot fail.
-                    self.output_share.resize(self.output.len());
+                    self.output_share.resize(self.output.bytes_len());
+                    self.pinned_share.resize(self.output.large_len());
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     tokio::time::timeout(STALL_MAX, self.stream.writable())
@@ -151,10 +160,6 @@ impl Connection<'_> {
     /// Reads once and runs what that completes. Polls through [`AsyncRead`]: after a read that
     /// does not fill the buffer it knows the socket to be empty, without a second system call.
     fn poll_turn(&mut self, task: &mut TaskContext<'_>) -> Poll<io::Result<Turn>> {
-        let missing = self.wanted.saturating_sub(self.held.len());
-        if !self.held.is_empty() && missing >= READ_LEN {
-            return self.poll_long(task, missing);
-        }
         SHARED.with_borrow_mut(|shared| {
             let mut buffer = ReadBuf::new(&mut shared.input);
             ready!(poll_read(&mut self.stream, task, &mut buffer))?;
@@ -180,30 +185,36 @@ impl Connection<'_> {
         })
     }
 
-    /// Reads of a long value into the connection's own buffer, which grows with what comes and
-    /// never at once to a length that the client only claims.
-    fn poll_long(
-        &mut self,
-        task: &mut TaskContext<'_>,
-        missing: usize,
-    ) -> Poll<io::Result<Turn>> {
-        let room = missing.min(self.held.len().clamp(READ_LEN, 1 << 20));
-        if !self.held_share.resize(self.held.len() + room) {
+    /// Receives the rest of a long value, once there is memory for it, and runs the request. The
+    /// buffer grows with what comes, never at once to a length that the client only claims.
+    /// False when the client closed meanwhile.
+    async fn receive_long(&mut self) -> io::Result<bool> {
+        let Some(_admission) = self.node.budget.admit(self.wanted).await else {
             SHARED.with_borrow_mut(|shared| self.refuse(&mut shared.batch));
-            return Poll::Ready(Ok(Turn::More));
+            return Ok(true);
+        };
+        self.held_share.resize(0);
+        while self.held.len() < self.wanted {
+            let missing = self.wanted - self.held.len();
+            let room = missing.min(self.held.len().clamp(READ_LEN, 1 << 20));
+            self.held.reserve_exact(room);
+            let (held, stream) = (&mut self.held, &mut self.stream);
+            let read = poll_fn(|task| {
+                let mut buffer = ReadBuf::uninit(&mut held.spare_capacity_mut()[..room]);
+                ready!(poll_read(stream, task, &mut buffer))?;
+                Poll::Ready(io::Result::Ok(buffer.filled().len()))
+            });
+            let len = tokio::time::timeout(STALL_MAX, read).await??;
+            if len == 0 {
+                return Ok(false);
+            }
+            // SAFETY: the read initialised `len` bytes right behind the present ones.
+            unsafe { self.held.set_len(self.held.len() + len) };
+            self.worker.counters.bytes_read.add(len as u64);
+            self.peer.busy(self.node.clock.now_ms());
         }
-        self.held.reserve_exact(room);
-        let mut buffer = ReadBuf::uninit(&mut self.held.spare_capacity_mut()[..room]);
-        ready!(poll_read(&mut self.stream, task, &mut buffer))?;
-        let len = buffer.filled().len();
-        if len == 0 {
-            return Poll::Ready(Ok(Turn::End));
-        }
-        // SAFETY: the read initialised `len` bytes right behind the present ones.
-        unsafe { self.held.set_len(self.held.len() + len) };
-        self.worker.counters.bytes_read.add(len as u64);
-        self.peer.busy(self.node.clock.now_ms());
-        Poll::Ready(Ok(Turn::More))
+        self.run_held()?;
+        Ok(true)
     }
 
     /// Runs the requests kept from earlier turns.
@@ -219,18 +230,15 @@ impl Connection<'_> {
             }
         }
         self.held = held;
-        // Shrinking cannot fail.
-        self.held_share.resize(self.held.len());
+        if !self.held_share.resize(self.held.len()) {
+            SHARED.with_borrow_mut(|shared| self.refuse(&mut shared.batch));
+        }
         Ok(())
     }
 
     /// Runs all complete requests in `input` and writes the replies as far as the socket takes
     /// them. Returns how much of the input is done with.
-    fn run_batches(
-        &mut self,
-        input: &[u8],
-        memory: &mut BatchMemory,
-    ) -> io::Result<usize> {
+    fn run_batches(&mut self, input: &[u8], memory: &mut BatchMemory) -> io::Result<usize> {
         let now_ms = self.node.clock.now_ms();
         self.peer.busy(now_ms);
         let mut context = batch::Context {
@@ -238,7 +246,7 @@ impl Connection<'_> {
             worker: self.worker,
             parser: &mut self.parser,
             output: &mut self.output,
-            share: &mut self.output_share,
+            pinned: &mut self.pinned_share,
             replies_max: GATHER_MAX.min(self.node.config.output_buffer_max.0 as usize),
             now_ms,
         };
@@ -273,7 +281,7 @@ impl Connection<'_> {
             replies.drain(..sent);
         }
         self.output.push_bytes(replies);
-        if !self.output_share.resize(self.output.len()) {
+        if !self.output_share.resize(self.output.bytes_len()) {
             // Replies cannot be left out of their order: the client has to come again.
             replies.clear();
             return Err(io::Error::other("no room for the replies of a client that does not read"));

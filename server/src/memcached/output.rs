@@ -34,8 +34,10 @@ pub(crate) struct Output {
     parts: VecDeque<Part>,
     /// Bytes of the first part already written.
     written: usize,
-    /// Bytes of all parts still to write.
-    len: usize,
+    /// Bytes of all parts still to write, roughly: a part counts until it is written whole.
+    bytes_len: usize,
+    /// The same for large values.
+    large_len: usize,
 }
 
 impl Output {
@@ -43,22 +45,32 @@ impl Output {
         self.parts.is_empty()
     }
 
-    /// Bytes still to write.
+    /// Bytes that wait, large values included.
     pub(crate) fn len(&self) -> usize {
-        self.len
+        self.bytes_len + self.large_len
+    }
+
+    /// Bytes that wait in memory of their own.
+    pub(crate) fn bytes_len(&self) -> usize {
+        self.bytes_len
+    }
+
+    /// Bytes of large values that wait.
+    pub(crate) fn large_len(&self) -> usize {
+        self.large_len
     }
 
     /// Adds the bytes gathered so far; they are taken out of `bytes`.
     pub(crate) fn push_bytes(&mut self, bytes: &mut Vec<u8>) {
         if !bytes.is_empty() {
-            self.len += bytes.len();
+            self.bytes_len += bytes.len();
             self.parts.push_back(Part::Bytes(bytes.split_off(0)));
         }
     }
 
     /// Adds a large value behind all that was added before.
     pub(crate) fn push_large(&mut self, value: PinnedValue, len: usize) {
-        self.len += len;
+        self.large_len += len;
         self.parts.push_back(Part::Large(value, len));
     }
 
@@ -93,7 +105,6 @@ impl Output {
     }
 
     fn advance(&mut self, mut written: usize) {
-        self.len -= written;
         while let Some(first) = self.parts.front() {
             let left = first.len() - self.written;
             if written < left {
@@ -102,7 +113,11 @@ impl Output {
             }
             written -= left;
             self.written = 0;
-            self.parts.pop_front();
+            match self.parts.pop_front() {
+                Some(Part::Bytes(bytes)) => self.bytes_len -= bytes.len(),
+                Some(Part::Large(_, len)) => self.large_len -= len,
+                None => {}
+            }
         }
         // A connection at rest holds no buffer.
         self.parts = VecDeque::new();

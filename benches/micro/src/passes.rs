@@ -1,0 +1,128 @@
+//! One timed run of a contestant over part of a stream, on one thread or several.
+//!
+//! Time is told twice: wall time, which threads together need, and the threads' own processor
+//! time, which does not grow when others want the same cores.
+
+use std::sync::Barrier;
+use std::time::{Duration, Instant};
+
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::contestants::Contestant;
+use crate::keys::Stream;
+
+/// What is done with each key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Get.
+    Get,
+    /// Ten gets, then a set.
+    Mix,
+    /// Get, and set what was missed.
+    GetOrSet,
+}
+
+/// Of so many operations of [`Work::Mix`] the last is a set.
+pub const MIX: usize = 11;
+
+/// What a run took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timing {
+    /// Operations done by all threads. In [`Work::GetOrSet`] a get with its set is one.
+    pub operations: usize,
+    /// Gets that found their item.
+    pub hits: usize,
+    /// From the first thread's start to the last one's end.
+    pub wall: Duration,
+    /// Processor time of all threads.
+    pub cpu: Duration,
+}
+
+impl Timing {
+    /// Nanoseconds of processor time per operation.
+    #[must_use]
+    pub fn cpu_ns(&self) -> f64 {
+        self.cpu.as_nanos() as f64 / self.operations as f64
+    }
+
+    /// Millions of operations per second of wall time, all threads together.
+    #[must_use]
+    pub fn mega_per_s(&self) -> f64 {
+        self.operations as f64 / self.wall.as_secs_f64() / 1e6
+    }
+
+    /// Hits by gets, for work that is all gets or gets with sets.
+    #[must_use]
+    pub fn hit_ratio(&self) -> f64 {
+        self.hits as f64 / self.operations as f64
+    }
+}
+
+/// Runs on this thread.
+pub fn alone(
+    contestant: &dyn Contestant,
+    work: Work,
+    stream: &Stream,
+    start: usize,
+    len: usize,
+) -> Timing {
+    timed(contestant, work, stream, start, len).0
+}
+
+/// Runs on `threads` threads at once, each over its own part of the stream.
+///
+/// # Panics
+/// When a contestant does.
+pub fn together(
+    contestant: &dyn Contestant,
+    work: Work,
+    stream: &Stream,
+    start: usize,
+    len: usize,
+    threads: usize,
+) -> Timing {
+    let barrier = Barrier::new(threads);
+    let runs: Vec<(Timing, Instant)> = std::thread::scope(|scope| {
+        let run = |thread: usize| {
+            let barrier = &barrier;
+            let share = len * (thread + 1) / threads - len * thread / threads;
+            // Far apart: threads must not warm the caches for each other.
+            let start = start + stream.period() / threads * thread;
+            scope.spawn(move || {
+                barrier.wait();
+                timed(contestant, work, stream, start, share)
+            })
+        };
+        let handles: Vec<_> = (0..threads).map(run).collect();
+        handles.into_iter().map(|handle| handle.join().expect("no panic")).collect()
+    });
+    let first = runs.iter().map(|&(_, began)| began).min();
+    let mut total = Timing::default();
+    for (run, began) in runs {
+        let before = first.map_or(Duration::ZERO, |first| began - first);
+        total.operations += run.operations;
+        total.hits += run.hits;
+        total.cpu += run.cpu;
+        total.wall = total.wall.max(before + run.wall);
+    }
+    total
+}
+
+fn timed(
+    contestant: &dyn Contestant,
+    work: Work,
+    stream: &Stream,
+    start: usize,
+    len: usize,
+) -> (Timing, Instant) {
+    let cpu = cpu_now();
+    let began = Instant::now();
+    let hits = stream.pieces(start, len).map(|keys| contestant.pass(work, keys)).sum();
+    let (wall, cpu) = (began.elapsed(), cpu_now().saturating_sub(cpu));
+    (Timing { operations: len, hits, wall, cpu }, began)
+}
+
+fn cpu_now() -> Duration {
+    let now = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec as u32)
+}
