@@ -91,9 +91,9 @@ install_tools() {
     # The clients' own test suites come with their sources only.
     rm -rf "$WORK/sources"
     mkdir -p "$WORK/sources"
-    python3 -m pip download -q --no-deps --no-binary pymemcache,python-memcached \
-        --dest "$WORK/sources" pymemcache python-memcached ||
-        skip "the sources of pymemcache and python-memcached cannot be had"
+    python3 -m pip download -q --no-deps --no-binary pymemcache,pylibmc,python-memcached \
+        --dest "$WORK/sources" pymemcache pylibmc python-memcached ||
+        skip "the sources of the clients, with their own tests, cannot be had"
     memcached --version
     redis-server --version
     python3 -m pip list --path "$PYTHON_LIBS"

@@ -144,6 +144,8 @@ impl Index {
             let mut matches = matching(items.heap.bytes(at, BUCKET_LEN), tag);
             while matches != 0 {
                 let slot = entry(items, at, matches.trailing_zeros() as usize);
+                // Most likely the one: its lines are fetched together rather than as they are met.
+                prefetch_item(items, slot);
                 if items.key(slot) == key {
                     return Some(slot);
                 }
@@ -380,6 +382,15 @@ pub(crate) fn prefetch(pointer: *const u8) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = pointer;
+}
+
+/// Asks for an item's head, its key and a small value.
+pub(crate) fn prefetch_item(items: &Items, slot: Slot) {
+    const LINES: usize = 3;
+    let offset = items.heap.offset(slot);
+    for line in 0..LINES {
+        prefetch(items.heap.pointer(offset + line * 64));
+    }
 }
 
 fn entry(items: &Items, at: usize, way: usize) -> Slot {

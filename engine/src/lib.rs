@@ -25,6 +25,7 @@
 //! # Ok::<(), kiln_engine::StoreError>(())
 //! ```
 
+mod flush;
 mod heap;
 mod index;
 mod item;

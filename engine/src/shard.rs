@@ -9,7 +9,7 @@
 //! - no operation leaves an item half written: room is made first, then words and bytes change.
 
 use crate::heap::{CHUNK_LEN, ClassId, Heap, NIL, PageKind, SLOT_LEN_MAX, Slot};
-use crate::index::{Index, prefetch};
+use crate::index::{Index, prefetch, prefetch_item};
 use crate::item::{Items, Mark, Shape};
 use crate::ops::{
     ArithmeticOptions, ArithmeticOutcome, DeleteOptions, DeleteOutcome, Direction, Expiry,
@@ -979,16 +979,10 @@ impl Shard {
     /// Asks for the item that a lookup of this hash will most likely read.
     pub(crate) fn prefetch_item(&self, hash: u64) {
         if let Some(slot) = self.index.guess(&self.items, hash) {
-            let offset = self.items.heap.offset(slot);
-            for line in 0..ITEM_LINES {
-                prefetch(self.items.heap.pointer(offset + line * 64));
-            }
+            prefetch_item(&self.items, slot);
         }
     }
 }
-
-/// Cache lines of an item worth asking for: head, key and a small value.
-const ITEM_LINES: usize = 3;
 
 fn decimal(number: u64, into: &mut Vec<u8>) {
     into.clear();

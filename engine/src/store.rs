@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
+use crate::flush::FlushTimer;
 use crate::heap::{CHUNK_LEN, Heap, Slot};
 use crate::item::{INLINE_LEN_MAX, KEY_LEN_MAX, VALUE_LEN_MAX};
 use crate::ops::{
@@ -115,8 +116,7 @@ struct Inner {
     value_len_max: usize,
     policy: PolicyKind,
     start_ms: u64,
-    /// When a delayed flush is due; `u64::MAX` when none is.
-    flush_at_ms: AtomicU64,
+    flush_timer: FlushTimer,
     flushes: AtomicU64,
     /// The ceiling was lowered and pages are still to be given back.
     over_limit: AtomicBool,
@@ -215,7 +215,7 @@ impl Store {
                 value_len_max,
                 policy,
                 start_ms,
-                flush_at_ms: AtomicU64::new(u64::MAX),
+                flush_timer: FlushTimer::new(),
                 flushes: AtomicU64::new(0),
                 over_limit: AtomicBool::new(false),
             }),
@@ -280,14 +280,7 @@ impl Store {
 
     /// What every operation does first: the clock, and a delayed flush that is due.
     fn begin(&self, now_ms: u64) -> Now {
-        let due = self.inner.flush_at_ms.load(Ordering::Relaxed);
-        if now_ms >= due
-            && self
-                .inner
-                .flush_at_ms
-                .compare_exchange(due, u64::MAX, Ordering::Relaxed, Ordering::Relaxed)
-                .is_ok()
-        {
+        if self.inner.flush_timer.take_due(now_ms) {
             self.clear();
         }
         self.clock(now_ms)
@@ -596,12 +589,10 @@ impl Store {
         // An earlier one that is due still counts.
         self.begin(now_ms);
         self.inner.flushes.fetch_add(1, Ordering::Relaxed);
-        match at_ms.filter(|&at| at > now_ms) {
-            Some(at) => self.inner.flush_at_ms.store(at, Ordering::Relaxed),
-            None => {
-                self.inner.flush_at_ms.store(u64::MAX, Ordering::Relaxed);
-                self.clear();
-            }
+        let later = at_ms.filter(|&at| at > now_ms);
+        self.inner.flush_timer.set(later);
+        if later.is_none() {
+            self.clear();
         }
     }
 
@@ -687,10 +678,8 @@ impl Store {
             self.inner.over_limit.store(over, Ordering::Relaxed);
             upkeep.more |= over && self.inner.policy != PolicyKind::None;
         }
-        let flush_at = self.inner.flush_at_ms.load(Ordering::Relaxed);
-        if flush_at != u64::MAX {
-            upkeep.next_due_ms = Some(upkeep.next_due_ms.map_or(flush_at, |due| due.min(flush_at)));
-        }
+        let flush_ms = self.inner.flush_timer.due_ms();
+        upkeep.next_due_ms = [upkeep.next_due_ms, flush_ms].into_iter().flatten().min();
         upkeep
     }
 

@@ -20,7 +20,7 @@ use tokio::{
     net::{TcpStream, UnixStream},
     runtime,
     sync::mpsc,
-    task::{self, LocalSet},
+    task,
     time::{self, MissedTickBehavior},
 };
 
@@ -89,8 +89,7 @@ pub(crate) fn run(
     started: mpsc::Sender<()>,
 ) -> io::Result<()> {
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-    let tasks = LocalSet::new();
-    tasks.block_on(&runtime, async {
+    runtime.block_on(async {
         let mut background = Vec::new();
         for listener in listeners {
             let local = listener.endpoint()?;
@@ -99,10 +98,10 @@ pub(crate) fn run(
             let listener =
                 unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE)? };
             let (node, handovers) = (Arc::clone(&node), handovers.clone());
-            background.push(task::spawn_local(accept(node, index, listener, local, handovers)));
+            background.push(task::spawn(accept(node, index, listener, local, handovers)));
         }
-        background.push(task::spawn_local(take_over(Arc::clone(&node), index, inbox)));
-        background.push(task::spawn_local(watch(Arc::clone(&node), index)));
+        background.push(task::spawn(take_over(Arc::clone(&node), index, inbox)));
+        background.push(task::spawn(watch(Arc::clone(&node), index)));
 
         // Nobody listens when the node is already on its way down.
         let _ = started.try_send(());
@@ -230,7 +229,7 @@ fn serve(node: &Arc<Node>, index: usize, handover: Handover) {
     tracing::debug!(connection = peer.id, remote = %peer.remote, "connected");
     let connection = {
         let (node, peer) = (Arc::clone(node), Arc::clone(&peer));
-        task::spawn_local(async move {
+        task::spawn(async move {
             // Given back also when the task is dropped in the middle, or panics.
             let _admission = admission;
             memcached::serve(stream, peer, node, index).await;

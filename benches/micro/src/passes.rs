@@ -1,7 +1,9 @@
 //! One timed run of a contestant over part of a stream, on one thread or several.
 //!
-//! Time is told twice: wall time, which threads together need, and the threads' own processor
-//! time, which does not grow when others want the same cores.
+//! Others may want the same cores, so two things are told that do not count their time: the
+//! processor time of the threads, and a rate over the time in which they ran or waited for each
+//! other, but not for a core. The kernel tells both (`schedstat`); where it does not, the rate is
+//! by the clock.
 
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
@@ -26,7 +28,7 @@ pub enum Work {
 pub const MIX: usize = 11;
 
 /// What a run took.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Timing {
     /// Operations done by all threads. In [`Work::GetOrSet`] a get with its set is one.
     pub operations: usize,
@@ -36,6 +38,10 @@ pub struct Timing {
     pub wall: Duration,
     /// Processor time of all threads.
     pub cpu: Duration,
+    /// How long threads stood ready while others had their core.
+    pub waited: Duration,
+    /// Operations a second, the threads' rates added up, each without the time it waited.
+    pub per_s: f64,
 }
 
 impl Timing {
@@ -45,10 +51,10 @@ impl Timing {
         self.cpu.as_nanos() as f64 / self.operations as f64
     }
 
-    /// Millions of operations per second of wall time, all threads together.
+    /// Millions of operations per second, all threads together.
     #[must_use]
     pub fn mega_per_s(&self) -> f64 {
-        self.operations as f64 / self.wall.as_secs_f64() / 1e6
+        self.per_s / 1e6
     }
 
     /// Hits by gets, for work that is all gets or gets with sets.
@@ -103,6 +109,8 @@ pub fn together(
         total.operations += run.operations;
         total.hits += run.hits;
         total.cpu += run.cpu;
+        total.waited += run.waited;
+        total.per_s += run.per_s;
         total.wall = total.wall.max(before + run.wall);
     }
     total
@@ -115,14 +123,25 @@ fn timed(
     start: usize,
     len: usize,
 ) -> (Timing, Instant) {
-    let cpu = cpu_now();
+    let (cpu, waited) = (cpu_now(), waited_now());
     let began = Instant::now();
     let hits = stream.pieces(start, len).map(|keys| contestant.pass(work, keys)).sum();
-    let (wall, cpu) = (began.elapsed(), cpu_now().saturating_sub(cpu));
-    (Timing { operations: len, hits, wall, cpu }, began)
+    let wall = began.elapsed();
+    let (cpu, waited) = (cpu_now().saturating_sub(cpu), waited_now().saturating_sub(waited));
+    let ran = wall.saturating_sub(waited).max(Duration::from_nanos(1));
+    let per_s = len as f64 / ran.as_secs_f64();
+    (Timing { operations: len, hits, wall, cpu, waited, per_s }, began)
 }
 
+/// Processor time of this thread so far.
 fn cpu_now() -> Duration {
     let now = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec as u32)
+}
+
+/// How long this thread has stood ready without a core so far.
+fn waited_now() -> Duration {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let nanos = text.split_whitespace().nth(1).and_then(|number| number.parse().ok());
+    Duration::from_nanos(nanos.unwrap_or(0))
 }
