@@ -9,7 +9,7 @@
 //! the store makes the richest shard give a page, then tries again.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -118,8 +118,6 @@ struct Inner {
     start_ms: u64,
     flush_timer: FlushTimer,
     flushes: AtomicU64,
-    /// The ceiling was lowered and pages are still to be given back.
-    over_limit: AtomicBool,
 }
 
 /// A value as a reader sees it.
@@ -217,7 +215,6 @@ impl Store {
                 start_ms,
                 flush_timer: FlushTimer::new(),
                 flushes: AtomicU64::new(0),
-                over_limit: AtomicBool::new(false),
             }),
         };
         store.share_out();
@@ -253,7 +250,6 @@ impl Store {
     pub fn set_memory(&self, memory: usize) -> usize {
         let set = self.inner.region.set_limit_bytes(memory.max(MEMORY_MIN));
         self.share_out();
-        self.inner.over_limit.store(true, Ordering::Relaxed);
         set
     }
 
@@ -495,7 +491,8 @@ impl Store {
     ) -> Result<WriteOutcome, Full> {
         for _ in 0..APPEND_ATTEMPTS_MAX {
             let small = self.run(hash, now, |shard| {
-                shard.extend(hash, key, value, options, INLINE_LEN_MAX, now)
+                let len_max = INLINE_LEN_MAX.min(self.inner.value_len_max);
+                shard.extend(hash, key, value, options, len_max, now)
             })?;
             if let Some(outcome) = small {
                 return Ok(outcome);
@@ -656,15 +653,15 @@ impl Store {
         page
     }
 
-    /// Upkeep in bounded steps: removes items whose end came, and gives memory back after the
-    /// ceiling was lowered. Call it every few milliseconds while it says `more`, else when the
+    /// Upkeep in bounded steps: removes items whose end came, and gives pages back after the
+    /// ceiling was lowered or the policy's memory grew at their cost. Call it every few milliseconds while it says `more`, else when the
     /// next item is due.
     pub fn maintain(&self, now_ms: u64, steps: usize) -> Upkeep {
         let now = self.begin(now_ms);
         let mut upkeep = Upkeep::default();
-        let lowered = self.inner.over_limit.load(Ordering::Relaxed);
         for shard in &self.inner.shards {
-            let excess = if lowered { self.inner.region.excess_pages() } else { 0 };
+            // Over the ceiling: it was lowered, or the heap grew by what the policy remembers.
+            let excess = self.inner.region.excess_pages();
             let mut shard = shard.0.lock();
             upkeep.more |= shard.maintain(now, steps, excess);
             if let Some((old, new)) = shard.heap_change() {
@@ -672,11 +669,6 @@ impl Store {
             }
             upkeep.next_due_ms =
                 [upkeep.next_due_ms, shard.next_due_ms()].into_iter().flatten().min();
-        }
-        if lowered {
-            let over = self.inner.region.excess_pages() > 0;
-            self.inner.over_limit.store(over, Ordering::Relaxed);
-            upkeep.more |= over && self.inner.policy != PolicyKind::None;
         }
         let flush_ms = self.inner.flush_timer.due_ms();
         upkeep.next_due_ms = [upkeep.next_due_ms, flush_ms].into_iter().flatten().min();
