@@ -128,7 +128,8 @@ fn timed(
     let hits = stream.pieces(start, len).map(|keys| contestant.pass(work, keys)).sum();
     let wall = began.elapsed();
     let (cpu, waited) = (cpu_now().saturating_sub(cpu), waited_now().saturating_sub(waited));
-    let ran = wall.saturating_sub(waited).max(Duration::from_nanos(1));
+    // Not less than it computed: a wait that began between the two readings is not in `wall`.
+    let ran = wall.saturating_sub(waited).max(cpu).max(Duration::from_nanos(1));
     let per_s = len as f64 / ran.as_secs_f64();
     (Timing { operations: len, hits, wall, cpu, waited, per_s }, began)
 }

@@ -47,7 +47,7 @@ impl Shard {
         let granted = self.items.has(slot, Mark::GRANTED);
         let wants = info.stale
             || options.recache_below_ms.is_some_and(|below| {
-                info.deadline_ms.is_some_and(|deadline| deadline - now.ms < below)
+                info.deadline_ms.is_some_and(|deadline| deadline.saturating_sub(now.ms) < below)
             });
         if granted {
             info.refill = Refill::Taken;

@@ -196,7 +196,7 @@ impl Connection<'_> {
         self.held_share.resize(0);
         while self.held.len() < self.wanted {
             let missing = self.wanted - self.held.len();
-            let room = missing.min(self.held.len().clamp(READ_LEN, 1 << 20));
+            let room = missing.min(self.held.len().max(READ_LEN));
             self.held.reserve_exact(room);
             let (held, stream) = (&mut self.held, &mut self.stream);
             let read = poll_fn(|task| {
