@@ -192,9 +192,9 @@ fn under_everything_at_once_no_value_is_torn_and_the_ceiling_holds() {
                 }
             });
             in_threads(|_, random| {
-                for round in 0..8_000 {
+                for round in 0..30_000 {
                     hits.fetch_add(anything(&store, random), Ordering::Relaxed);
-                    if round == 4_000 {
+                    if round == 15_000 {
                         store.flush(None, NOW);
                     }
                 }

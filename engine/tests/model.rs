@@ -357,7 +357,10 @@ fn run(kind: PolicyKind, ops: Vec<Op>) {
                 let text = String::from_utf8_lossy(item.value.trim_ascii_end()).into_owned();
                 match text.parse::<u64>() {
                     Ok(number)
-                        if text.bytes().all(|byte| byte.is_ascii_digit()) && text.len() <= 20 =>
+                        // A number behind which blanks fill up a large value is none, as in memcached.
+                        if item.value.len() <= 16 << 10
+                            && text.bytes().all(|byte| byte.is_ascii_digit())
+                            && text.len() <= 20 =>
                     {
                         let want = match options.direction {
                             Direction::Increment => number.wrapping_add(options.delta),

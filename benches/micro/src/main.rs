@@ -11,7 +11,7 @@ use clap::Parser;
 use kiln_micro::contestants::{Field, FieldError, Kind, Peer, bounded, resident};
 use kiln_micro::footprint::{self, FootprintError};
 use kiln_micro::keys::{KEY_LEN, Stream, VALUE_LEN};
-use kiln_micro::passes::{Timing, Work, alone, together};
+use kiln_micro::passes::{Timing, Work, alone, together, undisturbed};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -164,8 +164,11 @@ fn race(cli: &Cli, kinds: &[Kind], rows: &mut [Row]) -> Result<(), MicroError> {
     for round in 0..cli.rounds as usize {
         let start = round * operations;
         for (row, contestant) in paired(rows, &all, round) {
-            let one = |work, stream| alone(contestant, work, stream, start, operations);
-            let two = |stream| together(contestant, Work::Get, stream, start, operations, 2);
+            let one =
+                |work, stream| undisturbed(|| alone(contestant, work, stream, start, operations));
+            let two = |stream| {
+                undisturbed(|| together(contestant, Work::Get, stream, start, operations, 2))
+            };
             let samples = [
                 (&mut row.get_zipf, one(Work::Get, &zipf)),
                 (&mut row.get_uniform, one(Work::Get, &uniform)),
@@ -183,8 +186,11 @@ fn race(cli: &Cli, kinds: &[Kind], rows: &mut [Row]) -> Result<(), MicroError> {
             row.mix_uniform.push(one(Work::Mix, &uniform));
         }
         for (row, contestant) in paired(rows, &tenth, round) {
-            row.tenth.push(alone(contestant, Work::GetOrSet, &zipf, start, operations));
-            row.tenth_two.push(together(contestant, Work::GetOrSet, &zipf, start, operations, 2));
+            let work = Work::GetOrSet;
+            let one = || alone(contestant, work, &zipf, start, operations);
+            let two = || together(contestant, work, &zipf, start, operations, 2);
+            row.tenth.push(undisturbed(one));
+            row.tenth_two.push(undisturbed(two));
         }
     }
     for (row, contestant) in paired(rows, &tenth, 0) {
@@ -266,17 +272,18 @@ fn report(cli: &Cli, rows: &[Row], load_before: &str) -> String {
             or_dash(row.overhead, 1),
         );
     }
-    let runs = || rows.iter().flat_map(|row| row.get_zipf.iter().chain(&row.get_uniform));
-    let wall: f64 = runs().map(|run| run.wall.as_secs_f64()).sum();
-    let waited: f64 = runs().map(|run| run.waited.as_secs_f64()).sum();
-    if wall > 0.0 {
-        let _ = writeln!(
-            text,
-            "\nns are processor time; M/s leave out the time that threads waited for a core, \
-             {:.1} % with one thread. Bytes per item are resident memory beyond key and value.",
-            waited / wall * 100.0
-        );
-    }
+    let waited = |series: fn(&Row) -> [&Vec<Timing>; 2]| {
+        let runs: Vec<Timing> = rows.iter().flat_map(series).flatten().copied().collect();
+        or_dash(median(&runs, |run| run.waited_part() * 100.0), 1)
+    };
+    let one = waited(|row| [&row.get_zipf, &row.get_uniform]);
+    let two = waited(|row| [&row.get_zipf_two, &row.get_uniform_two]);
+    let _ = writeln!(
+        text,
+        "\nns are processor time with one thread; M/s are by the clock. Threads waited for a core \
+         {one} % of their time when alone, {two} % when two. Bytes per item are resident memory \
+         beyond key and value."
+    );
     text
 }
 

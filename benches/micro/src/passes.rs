@@ -1,9 +1,9 @@
 //! One timed run of a contestant over part of a stream, on one thread or several.
 //!
-//! Others may want the same cores, so two things are told that do not count their time: the
-//! processor time of the threads, and a rate over the time in which they ran or waited for each
-//! other, but not for a core. The kernel tells both (`schedstat`); where it does not, the rate is
-//! by the clock.
+//! Others may want the same cores. One thread is judged by its processor time, which does not
+//! count theirs. For several threads that would hide what they cost each other, and a thread that
+//! waits for a core leaves the locks to the others; so they are judged by the clock, in a run during
+//! which they hardly waited: [`undisturbed`]. The kernel tells how long (`schedstat`).
 
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
@@ -40,8 +40,6 @@ pub struct Timing {
     pub cpu: Duration,
     /// How long threads stood ready while others had their core.
     pub waited: Duration,
-    /// Operations a second, the threads' rates added up, each without the time it waited.
-    pub per_s: f64,
 }
 
 impl Timing {
@@ -51,10 +49,17 @@ impl Timing {
         self.cpu.as_nanos() as f64 / self.operations as f64
     }
 
-    /// Millions of operations per second, all threads together.
+    /// Millions of operations per second of wall time, all threads together.
     #[must_use]
     pub fn mega_per_s(&self) -> f64 {
-        self.per_s / 1e6
+        self.operations as f64 / self.wall.as_secs_f64() / 1e6
+    }
+
+    /// Part of the threads' time in which they stood ready while others had their core.
+    #[must_use]
+    pub fn waited_part(&self) -> f64 {
+        let all = self.waited + self.cpu;
+        if all.is_zero() { 0.0 } else { self.waited.as_secs_f64() / all.as_secs_f64() }
     }
 
     /// Hits by gets, for work that is all gets or gets with sets.
@@ -110,10 +115,26 @@ pub fn together(
         total.hits += run.hits;
         total.cpu += run.cpu;
         total.waited += run.waited;
-        total.per_s += run.per_s;
         total.wall = total.wall.max(before + run.wall);
     }
     total
+}
+
+/// Repeats a run that others disturbed, a few times, and returns the least disturbed one.
+pub fn undisturbed(mut run: impl FnMut() -> Timing) -> Timing {
+    const ATTEMPTS: usize = 5;
+    const WAITED_MAX: f64 = 0.02;
+    let mut best = run();
+    for _ in 1..ATTEMPTS {
+        if best.waited_part() <= WAITED_MAX {
+            break;
+        }
+        let again = run();
+        if again.waited_part() < best.waited_part() {
+            best = again;
+        }
+    }
+    best
 }
 
 fn timed(
@@ -128,10 +149,7 @@ fn timed(
     let hits = stream.pieces(start, len).map(|keys| contestant.pass(work, keys)).sum();
     let wall = began.elapsed();
     let (cpu, waited) = (cpu_now().saturating_sub(cpu), waited_now().saturating_sub(waited));
-    // Not less than it computed: a wait that began between the two readings is not in `wall`.
-    let ran = wall.saturating_sub(waited).max(cpu).max(Duration::from_nanos(1));
-    let per_s = len as f64 / ran.as_secs_f64();
-    (Timing { operations: len, hits, wall, cpu, waited, per_s }, began)
+    (Timing { operations: len, hits, wall, cpu, waited }, began)
 }
 
 /// Processor time of this thread so far.
@@ -145,4 +163,22 @@ fn waited_now() -> Duration {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     let nanos = text.split_whitespace().nth(1).and_then(|number| number.parse().ok());
     Duration::from_nanos(nanos.unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn waited(millis: u64) -> Timing {
+        let (cpu, waited) = (Duration::from_millis(100), Duration::from_millis(millis));
+        Timing { cpu, waited, ..Timing::default() }
+    }
+
+    #[test]
+    fn of_disturbed_runs_the_least_disturbed_counts_and_a_quiet_one_ends_the_search() {
+        let mut runs = [50, 9, 30, 40, 20, 1].into_iter().map(waited);
+        assert_eq!(undisturbed(|| runs.next().unwrap()), waited(9));
+        assert_eq!(runs.len(), 1);
+        assert_eq!(undisturbed(|| runs.next().unwrap()), waited(1));
+    }
 }
