@@ -27,7 +27,7 @@ pub(crate) type Slot = u32;
 /// No slot.
 pub(crate) const NIL: Slot = 0;
 
-/// Second word of a free item slot: a key and a value of greatest length at once, which no item has.
+/// Second word of a free item slot: its key would be longer than any item's may be.
 pub(crate) const FREE_MARK: u64 = u64::MAX;
 
 /// Bytes in a chunk of a large value: a page holds four.
@@ -79,7 +79,7 @@ pub(crate) struct PageMeta {
     free_head: u16,
     /// Slots handed out at least once; beyond them the page is untouched.
     carved: u16,
-    /// Entries that must not move: pinned items and chunks being filled.
+    /// Entries that must not move: items that readers hold, and their chunks.
     pinned: u16,
     /// Links of the class's partial list.
     prev: PageId,
@@ -313,8 +313,9 @@ impl Heap {
         true
     }
 
-    /// Frees a slot; the page goes back to the pool when it was the last one in it.
-    pub(crate) fn free_slot(&mut self, slot: Slot) {
+    /// Frees a slot. True when it was the last one of its page: that is back in the pool then, and
+    /// not to be touched any more.
+    pub(crate) fn free_slot(&mut self, slot: Slot) -> bool {
         let page = self.page_of(slot);
         let offset = self.offset(slot);
         let class_id = self.meta(page).class;
@@ -334,7 +335,7 @@ impl Heap {
                 self.unlink_partial(page);
             }
             self.give_page(page);
-            return;
+            return true;
         }
         let next_free = meta.free_head;
         meta.free_head = number;
@@ -348,6 +349,7 @@ impl Heap {
         if was_full && page != self.emptying {
             self.link_partial(page);
         }
+        false
     }
 
     /// Takes a page for the index, outside of all classes.
@@ -526,14 +528,12 @@ impl Heap {
     }
 
     /// Ends what [`begin_emptying`](Self::begin_emptying) began. A page in which entries had to
-    /// stay hands out slots again; an empty one went back to the pool with its last slot. Returns
-    /// whether it did.
-    pub(crate) fn end_emptying(&mut self) -> bool {
+    /// stay hands out slots again. Not for one that went back to the pool with its last slot.
+    pub(crate) fn end_emptying(&mut self) {
         let page = std::mem::replace(&mut self.emptying, NO_PAGE);
         if page != NO_PAGE {
             self.link_partial(page);
         }
-        page == NO_PAGE
     }
 
     /// Forbids or allows (`by` = -1) the page of this slot to be emptied.

@@ -260,12 +260,16 @@ impl Index {
             (self.level, self.split - 1)
         };
         let last = self.buckets() - 1;
-        // One bucket fewer at the head, so at most one more in overflow: have it before the
-        // entries are in nobody's hands.
-        let spare = take_bucket(items)?;
+        // One bucket fewer at the head, so at most one more in overflow: if it is needed, have it
+        // before the entries are in nobody's hands.
+        let (entries, buckets) = [last, split]
+            .map(|bucket| self.chain(items, bucket))
+            .into_iter()
+            .fold((0, 0), |sum, chain| (sum.0 + chain.0, sum.1 + chain.1));
+        let spare = if entries > WAYS * (buckets - 1) { Some(take_bucket(items)?) } else { None };
         self.collect(items, last);
         self.collect(items, split);
-        self.spare.push(spare);
+        self.spare.extend(spare);
         self.level = level;
         self.split = split;
         self.put_back(items);
@@ -275,6 +279,20 @@ impl Index {
             items.heap.give_raw_page(page);
         }
         Ok(())
+    }
+
+    /// Entries and buckets of a chain.
+    fn chain(&self, items: &Items, bucket: usize) -> (usize, usize) {
+        let (mut entries, mut buckets) = (0, 1);
+        let mut at = self.at(bucket);
+        loop {
+            entries += used(items, at);
+            match overflow(items, at) {
+                NIL => return (entries, buckets),
+                next => at = items.heap.offset(next),
+            }
+            buckets += 1;
+        }
     }
 
     /// Takes all entries out of a chain into `scratch`, and its overflow buckets into `spare`.

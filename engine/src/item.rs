@@ -20,7 +20,7 @@ use crate::heap::{CHUNK_LEN, FREE_MARK, Heap, NIL, SLOT_LEN_MAX, Slot};
 use crate::policy::Nodes;
 
 /// Longest key in bytes.
-pub const KEY_LEN_MAX: usize = 1 << 15;
+pub const KEY_LEN_MAX: usize = 32_000;
 
 /// Longest value in bytes, whatever the configuration allows.
 pub const VALUE_LEN_MAX: usize = (1 << 26) - 1;
@@ -40,6 +40,15 @@ const VERSION_BITS: u32 = 48;
 const VERSION_MASK: u64 = (1 << VERSION_BITS) - 1;
 
 const _: () = assert!(MARK_SHIFT + 7 == u64::BITS);
+
+/// All optional parts, the longest key and the longest value together fit in a slot.
+const _: () = {
+    let head = 16 + 8 + 4 + 8 + 4 + 16;
+    let chunks = 4 + 4 * (VALUE_LEN_MAX / CHUNK_LEN);
+    assert!(head + chunks + KEY_LEN_MAX + (CHUNK_LEN - 1) <= SLOT_LEN_MAX);
+    // So that no item can look like `FREE_MARK`.
+    assert!(KEY_LEN_MAX < 1 << 15);
+};
 
 /// Marks of an item, as bits of its second word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,10 +13,11 @@ pub enum Expiry {
 }
 
 impl Expiry {
-    pub(crate) fn deadline(self) -> Option<u64> {
+    /// A time that is past counts from now on: it says nothing about how late anyone was.
+    pub(crate) fn deadline(self, now_ms: u64) -> Option<u64> {
         match self {
             Self::Never => None,
-            Self::At(at) => Some(at.min(u64::MAX - 1)),
+            Self::At(at) => Some(at.max(now_ms).min(u64::MAX - 1)),
         }
     }
 
@@ -161,9 +162,9 @@ pub enum WriteOutcome {
     Exists,
     /// A version was compared and there is no item. Nothing changed.
     NotFound,
-    /// Over the item size limit. An older value of the key is gone, but for append and prepend.
+    /// Over the item size limit. After a set an older value of the key is gone.
     TooLarge,
-    /// No room could be made. An older value of the key is gone, but for append and prepend.
+    /// No room could be made. After a set an older value of the key is gone.
     OutOfMemory,
 }
 

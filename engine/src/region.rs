@@ -139,10 +139,10 @@ impl Region {
     pub(crate) fn give(&self, page: PageId) {
         let mut pool = self.pool.lock();
         pool.taken -= 1;
-        if pool.release {
+        pool.free.push(page);
+        if pool.release && pool.taken as usize + pool.free.len() > pool.limit_pages() as usize {
             self.release_to_os(page);
         }
-        pool.free.push(page);
     }
 
     /// Pages held by shards beyond the limit: what has to be given back.
@@ -180,7 +180,7 @@ impl Region {
         let most = (self.end as usize - 1) * PAGE_LEN;
         let lowered = limit_bytes < pool.limit_bytes;
         pool.limit_bytes = limit_bytes.min(most);
-        pool.release = lowered;
+        pool.release |= lowered;
         if lowered {
             for &page in &pool.free {
                 self.release_to_os(page);

@@ -309,8 +309,11 @@ impl Store {
     /// Reads an item. `read` runs under the shard's lock when the value is inline: it should copy
     /// what it needs and return. `None` is a miss.
     ///
-    /// With a touch or vivify in `options` the item may have to move; when there is no room for
-    /// that, the read is a miss.
+    /// With a touch in `options` the item may have to move; when there is no room for that, it is
+    /// read all the same and keeps its end. Without room to vivify, the read is a miss.
+    ///
+    /// `read` must not call the store, nor drop a [`PinnedValue`] of it: it may hold the lock that
+    /// they need.
     pub fn get<R>(
         &self,
         key: &[u8],
@@ -325,17 +328,17 @@ impl Store {
         }
         let mutex = self.shard(hash);
         let mut shard = mutex.lock();
-        let mut steals = 0;
-        let found = loop {
-            match shard.get(hash, key, options, now) {
-                Ok(found) => break found,
-                Err(Full) => {
-                    drop(shard);
-                    if steals == STEALS_MAX || !self.steal_page(hash, now) {
-                        return None;
-                    }
-                    steals += 1;
-                    shard = mutex.lock();
+        let found = match shard.get(hash, key, options, now) {
+            Ok(found) => found,
+            Err(Full) => {
+                drop(shard);
+                let placed = self.run(hash, now, |shard| shard.get(hash, key, options, now));
+                shard = mutex.lock();
+                // Found once more, under this lock: as it is now, or else with its old end.
+                let again = GetOptions { touch: None, vivify: None, ..*options };
+                match placed {
+                    Ok(None) => None,
+                    _ => shard.get(hash, key, &again, now).unwrap_or(None),
                 }
             }
         };
@@ -409,7 +412,7 @@ impl Store {
         if key.is_empty() || key.len() > KEY_LEN_MAX || value.len() > self.inner.value_len_max {
             let mut shard = self.shard(hash).lock();
             shard.count(|stats| stats.too_large += 1);
-            if !extends {
+            if options.mode == WriteMode::Set {
                 shard.forget(hash, key);
             }
             return WriteOutcome::TooLarge;
@@ -430,8 +433,11 @@ impl Store {
             Ok(outcome) => outcome,
             Err(Full) => {
                 let mut shard = self.shard(hash).lock();
-                shard.count(|stats| stats.no_memory += 1);
-                if !extends {
+                shard.count(|stats| {
+                    stats.writes += 1;
+                    stats.no_memory += 1;
+                });
+                if options.mode == WriteMode::Set {
                     shard.forget(hash, key);
                 }
                 WriteOutcome::OutOfMemory
@@ -449,8 +455,23 @@ impl Store {
         options: &WriteOptions,
         now: Now,
     ) -> Result<WriteOutcome, Full> {
-        let mut draft = Draft { store: self, hash, chunks: Vec::new() };
         let len: usize = pieces.iter().map(|piece| piece.len()).sum();
+        if len <= INLINE_LEN_MAX {
+            // The value to be extended was replaced by a shorter one meanwhile.
+            let value = pieces.concat();
+            return self.run(hash, now, |shard| {
+                shard.write(hash, key, Source::Inline(&value), options, now)
+            });
+        }
+        // Refusals come before room is made: a large value would evict much in vain.
+        if let Some(refusal) = self.shard(hash).lock().refusal(hash, key, options, now) {
+            return Ok(refusal);
+        }
+        if len > self.memory() / 2 {
+            self.shard(hash).lock().count(|stats| stats.too_large += 1);
+            return Ok(WriteOutcome::TooLarge);
+        }
+        let mut draft = Draft { store: self, hash, chunks: Vec::new() };
         let mut source = Pieces { pieces, at: 0 };
         for _ in 0..len / CHUNK_LEN {
             let (chunk, pointer) = self.run(hash, now, |shard| shard.draft_chunk(now))?;
@@ -500,6 +521,10 @@ impl Store {
             // Large: build the new value without the lock, then write it if the item is unchanged.
             let old = self.hold(key, hash, now);
             let Some((info, old)) = old else { continue };
+            if !options.invalidate && options.compare.is_some_and(|given| given != info.version) {
+                // Written to meanwhile: the next look refuses it.
+                continue;
+            }
             if info.value_len + value.len() > self.inner.value_len_max {
                 self.shard(hash).lock().count(|stats| stats.too_large += 1);
                 return Ok(WriteOutcome::TooLarge);

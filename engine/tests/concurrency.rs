@@ -4,6 +4,9 @@
 //! not, so a failure may need several runs to come again. The clock is an argument and stands
 //! still but where a test moves it.
 
+// A failed unwrap fails the test, in helpers too.
+#![allow(clippy::unwrap_used)]
+
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;

@@ -90,7 +90,7 @@ fn expiry() -> impl Strategy<Value = Expiry> {
 fn absolute(expiry: Expiry, now: u64) -> Expiry {
     match expiry {
         Expiry::Never => Expiry::Never,
-        Expiry::At(0) => Expiry::At(now.saturating_sub(1)),
+        Expiry::At(0) => Expiry::At(now),
         Expiry::At(after) => Expiry::At(now + after),
     }
 }
@@ -433,7 +433,7 @@ fn write(
     let extends = matches!(options.mode, WriteMode::Append | WriteMode::Prepend);
     if value.len() > value_len_max {
         assert_eq!(outcome, WriteOutcome::TooLarge);
-        if !extends {
+        if options.mode == WriteMode::Set {
             model.items.remove(&key);
         }
         return;

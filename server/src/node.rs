@@ -89,7 +89,6 @@ impl Node {
             shards: shards(config.threads.0, shares.store),
             value_len_max,
             start_ms: clock.now_ms(),
-            ..StoreConfig::default()
         })?;
         Ok(Self {
             memory: AtomicUsize::new(memory),
@@ -116,7 +115,9 @@ impl Node {
     pub(crate) fn set_memory(&self, memory: usize) -> bool {
         let shares = Shares::of(memory, self.store.value_len_max());
         let before = self.store.memory();
-        if memory / 2 < self.store.value_len_max() || self.store.set_memory(shares.store) != shares.store {
+        if memory / 2 < self.store.value_len_max()
+            || self.store.set_memory(shares.store) != shares.store
+        {
             self.store.set_memory(before);
             return false;
         }

@@ -4,6 +4,9 @@
 //! While the bad ones are at it, a good client asks small questions and must be answered within
 //! [`PATIENCE`], which is far more than it takes and far less than a node that is stuck needs.
 
+// A failed unwrap fails the test, in helpers too.
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::io::{BufRead, BufReader, Read, Write};

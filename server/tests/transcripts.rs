@@ -5,6 +5,9 @@
 //! reply `§` stands for a number that differs from run to run: a version, or a time that may just
 //! have turned.
 
+// A failed unwrap fails the test, in helpers too.
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::io::{Read, Write};

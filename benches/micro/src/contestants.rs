@@ -5,7 +5,7 @@
 //!   moka and `dashmap` take;
 //! - caches that hand out clones hold `Arc<[u8]>`, of which a clone is a count; those that let a
 //!   value be copied under a lock hold `Box<[u8]>`, which saves them the count;
-//! - Kiln pays for its clock, read once every [`CLOCK_EVERY`] operations as a server does for each
+//! - Kiln pays for its clock, read once every `CLOCK_EVERY` operations as a server does for each
 //!   batch: uses are noted by the second, so a clock that stands still would flatter it.
 
 use std::fmt;

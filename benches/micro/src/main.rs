@@ -287,6 +287,9 @@ fn report(cli: &Cli, rows: &[Row], load_before: &str) -> String {
     text
 }
 
+/// Part of two threads' time beyond which waiting for cores makes their rate meaningless.
+const WAITED_MAX: f64 = 0.15;
+
 struct Verdict {
     what: &'static str,
     measured: String,
@@ -298,14 +301,20 @@ fn verdicts(rows: &[Row], at_five_million: Option<f64>) -> Vec<Verdict> {
     let mut verdicts = Vec::new();
     let mut judge = |what, measured: Option<f64>, unit: &str, met: fn(f64) -> bool| {
         if let Some(figure) = measured {
-            let measured = format!("{figure:.1} {unit}");
+            let measured = match figure {
+                figure if figure.is_nan() => "disturbed, measure again".to_owned(),
+                figure => format!("{figure:.2} {unit}"),
+            };
             verdicts.push(Verdict { what, measured, met: met(figure) });
         }
     };
     if let Some(kiln) = row(Kind::KILN) {
         let ns = |series: &[Timing]| median(series, Timing::cpu_ns);
+        // Disturbed threads do not meet: their rate says nothing, so it is none.
         let more = |one: &[Timing], two: &[Timing]| {
-            Some(median(two, Timing::mega_per_s)? / median(one, Timing::mega_per_s)?)
+            let more = median(two, Timing::mega_per_s)? / median(one, Timing::mega_per_s)?;
+            let waited = median(two, Timing::waited_part)?;
+            Some(if waited > WAITED_MAX { f64::NAN } else { more })
         };
         judge("get, zipf: under 100 ns", ns(&kiln.get_zipf), "ns", |ns| ns < 100.0);
         judge("get, uniform: under 100 ns", ns(&kiln.get_uniform), "ns", |ns| ns < 100.0);
@@ -356,7 +365,7 @@ mod tests {
 
     fn took(nanos: u64) -> Timing {
         let time = Duration::from_nanos(nanos);
-        Timing { operations: 1, hits: 1, cpu: time, ..Timing::default() }
+        Timing { operations: 1, hits: 1, wall: time, cpu: time, ..Timing::default() }
     }
 
     #[test]
@@ -364,6 +373,17 @@ mod tests {
         assert_eq!(median(&[took(9), took(1), took(5)], Timing::cpu_ns), Some(5.0));
         assert_eq!(median(&[took(9), took(1), took(5), took(6)], Timing::cpu_ns), Some(5.5));
         assert_eq!(median(&[], Timing::cpu_ns), None);
+    }
+
+    #[test]
+    fn what_others_disturbed_is_not_passed() {
+        let mut row = Row::new(Kind::KILN);
+        row.get_zipf = vec![took(90)];
+        row.get_zipf_two = vec![Timing { waited: Duration::from_nanos(90), ..took(10) }];
+        let verdicts = verdicts(&[row], None);
+        let scaling = verdicts.iter().find(|verdict| verdict.what.starts_with("two")).unwrap();
+        assert!(!scaling.met);
+        assert_eq!(scaling.measured, "disturbed, measure again");
     }
 
     #[test]

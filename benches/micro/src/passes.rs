@@ -122,7 +122,7 @@ pub fn together(
 
 /// Repeats a run that others disturbed, a few times, and returns the least disturbed one.
 pub fn undisturbed(mut run: impl FnMut() -> Timing) -> Timing {
-    const ATTEMPTS: usize = 5;
+    const ATTEMPTS: usize = 3;
     const WAITED_MAX: f64 = 0.02;
     let mut best = run();
     for _ in 1..ATTEMPTS {
@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn of_disturbed_runs_the_least_disturbed_counts_and_a_quiet_one_ends_the_search() {
-        let mut runs = [50, 9, 30, 40, 20, 1].into_iter().map(waited);
+        let mut runs = [50, 9, 30, 1].into_iter().map(waited);
         assert_eq!(undisturbed(|| runs.next().unwrap()), waited(9));
         assert_eq!(runs.len(), 1);
         assert_eq!(undisturbed(|| runs.next().unwrap()), waited(1));

@@ -39,11 +39,12 @@ impl Shard {
             self.stats.get_expired += 1;
             return self.miss(hash, key, options, now);
         }
+        let idle_s = self.items.idle_s(slot, now.s);
         if let Some(expiry) = options.touch {
             slot = self.retime(hash, key, slot, expiry, now)?;
             self.stats.touch_hits += 1;
         }
-        let mut info = self.info(slot, now);
+        let mut info = ItemInfo { idle_s, ..self.info(slot, now) };
         let granted = self.items.has(slot, Mark::GRANTED);
         let wants = info.stale
             || options.recache_below_ms.is_some_and(|below| {
@@ -76,7 +77,7 @@ impl Shard {
                 key_len: key.len(),
                 value_len: 0,
                 flags: 0,
-                deadline: expiry.deadline(),
+                deadline: expiry.deadline(now.ms),
                 version: self.next_version(options.version),
                 stale: false,
                 granted: true,
@@ -179,7 +180,7 @@ impl Shard {
             key_len: key.len(),
             value_len: source.len(),
             flags: options.flags,
-            deadline: options.expiry.deadline(),
+            deadline: options.expiry.deadline(now.ms),
             version: self.next_version(options.version),
             stale: false,
             granted: false,
@@ -190,10 +191,44 @@ impl Shard {
             shape.stale = true;
             shape.granted = self.items.has(slot, Mark::GRANTED);
         }
-        let slot = self.place(hash, key, &shape, now)?;
+        let placed = self.place(hash, key, &shape, now);
+        let slot = placed.inspect_err(|Full| self.uncount_write(options.compare.is_some()))?;
         self.fill(slot, source);
         self.stats.total_items += 1;
         Ok(WriteOutcome::Stored(self.info(slot, now)))
+    }
+
+    /// A write that went through all conditions is going to be tried again.
+    fn uncount_write(&mut self, compared: bool) {
+        self.stats.writes -= 1;
+        self.stats.cas_hits = self.stats.cas_hits.saturating_sub(u64::from(compared));
+    }
+
+    /// What a write would be refused with, if it would: asked before room is made for a large value.
+    pub(crate) fn refusal(
+        &mut self,
+        hash: u64,
+        key: &[u8],
+        options: &WriteOptions,
+        now: Now,
+    ) -> Option<WriteOutcome> {
+        let found = self.peek(hash, key, now);
+        let refused = match (options.compare, &found) {
+            (Some(_), None) => true,
+            (Some(compare), Some((_, info))) if compare != info.version => {
+                !options.invalidate || compare > info.version
+            }
+            _ => match options.mode {
+                WriteMode::Add => found.is_some(),
+                WriteMode::Set => false,
+                _ => found.is_none(),
+            },
+        };
+        if !refused {
+            return None;
+        }
+        self.stats.writes += 1;
+        self.admit(hash, key, options, now).err()
     }
 
     /// Appends or prepends where the whole fits in one slot. `Ok(None)` when it does not: the
@@ -215,7 +250,7 @@ impl Shard {
         };
         let old_len = self.items.value_len(slot);
         if old_len + value.len() > inline_len_max {
-            self.stats.writes -= 1;
+            self.uncount_write(options.compare.is_some());
             return Ok(None);
         }
         let old = self.items.value_to_vec(slot);
@@ -225,7 +260,8 @@ impl Shard {
             ..self.items.shape(slot)
         };
         let fetched = self.items.has(slot, Mark::FETCHED);
-        let slot = self.place(hash, key, &shape, now)?;
+        let placed = self.place(hash, key, &shape, now);
+        let slot = placed.inspect_err(|Full| self.uncount_write(options.compare.is_some()))?;
         self.items.set_mark(slot, Mark::FETCHED, fetched);
         let (first, second): (&[u8], &[u8]) =
             if options.mode == WriteMode::Append { (&old, value) } else { (value, &old) };
@@ -244,12 +280,25 @@ impl Shard {
         now: Now,
     ) -> Result<ArithmeticOutcome, Full> {
         let found = self.live(hash, key, now);
-        match (options.direction, found.is_some()) {
+        let hit = found.is_some();
+        let outcome = self.change_number(hash, key, found, options, now)?;
+        match (options.direction, hit) {
             (Direction::Increment, true) => self.stats.incr_hits += 1,
             (Direction::Increment, false) => self.stats.incr_misses += 1,
             (Direction::Decrement, true) => self.stats.decr_hits += 1,
             (Direction::Decrement, false) => self.stats.decr_misses += 1,
         }
+        Ok(outcome)
+    }
+
+    fn change_number(
+        &mut self,
+        hash: u64,
+        key: &[u8],
+        found: Option<Slot>,
+        options: &ArithmeticOptions,
+        now: Now,
+    ) -> Result<ArithmeticOutcome, Full> {
         let Some(slot) = found else {
             let Some((expiry, initial)) = options.create else {
                 return Ok(ArithmeticOutcome::NotFound);
@@ -282,7 +331,7 @@ impl Shard {
             ..self.items.shape(slot)
         };
         if let Some(expiry) = options.touch {
-            shape.deadline = expiry.deadline();
+            shape.deadline = expiry.deadline(now.ms);
         }
         let fetched = self.items.has(slot, Mark::FETCHED);
         let placed = self.place(hash, key, &shape, now);
@@ -335,7 +384,7 @@ impl Shard {
         expiry: Expiry,
         now: Now,
     ) -> Result<Slot, Full> {
-        let deadline = expiry.deadline();
+        let deadline = expiry.deadline(now.ms);
         if self.items.has(slot, Mark::TTL) {
             self.wheel.remove(&mut self.items, slot);
             self.items.set_deadline(slot, deadline.unwrap_or(u64::MAX));
@@ -380,7 +429,17 @@ impl Shard {
             self.stats.delete_misses += 1;
             return Ok(DeleteOutcome::NotFound);
         };
-        self.stats.delete_hits += 1;
+        self.remove_or_mark(hash, key, slot, options, now).inspect(|_| self.stats.delete_hits += 1)
+    }
+
+    fn remove_or_mark(
+        &mut self,
+        hash: u64,
+        key: &[u8],
+        slot: Slot,
+        options: &DeleteOptions,
+        now: Now,
+    ) -> Result<DeleteOutcome, Full> {
         if options.compare.is_some_and(|compare| compare != self.items.version(slot)) {
             return Ok(DeleteOutcome::Exists);
         }
@@ -406,7 +465,7 @@ impl Shard {
             // The next reader is to win.
             shape.granted = false;
             if let Some(expiry) = options.expiry {
-                shape.deadline = expiry.deadline();
+                shape.deadline = expiry.deadline(now.ms);
             }
         }
         if options.keep_empty {

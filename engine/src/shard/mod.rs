@@ -122,6 +122,13 @@ impl Shard {
         debug_assert!(!key.is_empty());
         // Before anything is found or placed: it may evict any item.
         self.tend_index(now);
+        // The first page of the index is kept whatever becomes of this write: a shard that starts
+        // when memory is full could not get two pages at once.
+        while !self.index.is_open() && self.index.open(&mut self.items).is_err() {
+            if !self.make_room(None, now) {
+                return Err(Full);
+            }
+        }
         let class = self.items.heap.class_for(self.items.slot_len(shape));
         if let Some(slot) = self.index.find(&self.items, hash, key)
             && !shape.chunked()
@@ -163,10 +170,7 @@ impl Shard {
             self.wheel_remove(old);
             self.release(old);
         } else {
-            while !self.index.is_open() || self.index.insert(&mut self.items, hash, new).is_err() {
-                if !self.index.is_open() && self.index.open(&mut self.items).is_ok() {
-                    continue;
-                }
+            while self.index.insert(&mut self.items, hash, new).is_err() {
                 if !self.make_room(None, now) {
                     self.items.heap.free_slot(new);
                     return Err(Full);

@@ -93,10 +93,13 @@ impl Shard {
                 PageKind::Chunks => self.chunk_moved(old, new),
                 _ => self.item_moved(old, new),
             }
-            self.items.heap.free_slot(old);
             self.stats.moved += 1;
+            if self.items.heap.free_slot(old) {
+                return true;
+            }
         }
-        self.items.heap.end_emptying()
+        self.items.heap.end_emptying();
+        false
     }
 
     fn item_moved(&mut self, old: Slot, new: Slot) {
