@@ -33,10 +33,13 @@ pub struct GetOptions {
     pub touch: Option<Expiry>,
     /// On a miss, create an empty item with this end; this reader gets the right to fill it.
     pub vivify: Option<Expiry>,
-    /// On a hit with less than this many milliseconds left, give one reader the right to refill.
+    /// On a hit with less than this many milliseconds left, before any touch, give one reader the
+    /// right to refill.
     pub recache_below_ms: Option<u64>,
     /// Do not count as a use.
     pub no_bump: bool,
+    /// This reader can be given the right to refill a stale item, or one that is about to end.
+    pub may_refill: bool,
     /// With `vivify`: give the item this version rather than the store's next.
     pub version: Option<u64>,
 }

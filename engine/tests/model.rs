@@ -129,7 +129,7 @@ fn op() -> impl Strategy<Value = Op> {
         6 => (key.clone(), proptest::option::weighted(0.2, expiry()), proptest::option::weighted(0.1, expiry()),
               proptest::option::weighted(0.2, 0_u64..6_000), any::<bool>())
             .prop_map(|(key, touch, vivify, recache_below_ms, no_bump)| Op::Get {
-                key, options: GetOptions { touch, vivify, recache_below_ms, no_bump, version: None } }),
+                key, options: GetOptions { touch, vivify, recache_below_ms, no_bump, may_refill: !no_bump, version: None } }),
         8 => (key.clone(), len(), any::<u8>(), mode(), prop_oneof![Just(0), any::<u32>()], expiry(),
               proptest::option::weighted(0.1, any::<u64>()), any::<bool>(),
               proptest::option::weighted(0.1, expiry()), compare())
@@ -238,6 +238,11 @@ fn run(kind: PolicyKind, ops: Vec<Op>) {
                     },
                     Some(item) => {
                         let (info, value) = found.expect("present");
+                        let wants = options.may_refill
+                            && (item.stale
+                                || options.recache_below_ms.is_some_and(|below| {
+                                    item.deadline.is_some_and(|at| at - now < below)
+                                }));
                         if let Some(expiry) = options.touch {
                             item.deadline = deadline(expiry);
                         }
@@ -247,10 +252,6 @@ fn run(kind: PolicyKind, ops: Vec<Op>) {
                         assert_eq!(info.deadline_ms, item.deadline);
                         assert_eq!(info.fetched, item.fetched);
                         assert_eq!(info.stale, item.stale);
-                        let wants = item.stale
-                            || options.recache_below_ms.is_some_and(|below| {
-                                item.deadline.is_some_and(|at| at.saturating_sub(now) < below)
-                            });
                         let refill = match (item.granted, wants) {
                             (true, _) => Refill::Taken,
                             (false, true) => Refill::Won,
@@ -308,6 +309,8 @@ fn run(kind: PolicyKind, ops: Vec<Op>) {
                 }
                 if options.keep_empty {
                     item.value.clear();
+                    item.stale = options.invalidate;
+                    item.granted = false;
                     item.flags = 0;
                     item.fetched = false;
                 }
@@ -489,10 +492,10 @@ fn write(
         let item = Item {
             value: joined,
             version: info.version,
-            // A large value is written anew, so it starts unread and unclaimed.
+            // A large value is written anew, so it starts unread.
             fetched: item.fetched && !large,
-            stale: item.stale && !large,
-            granted: item.granted && !large,
+            stale: false,
+            granted: false,
             ..item.clone()
         };
         model.items.insert(key, item);

@@ -72,6 +72,9 @@ pub struct Get<'a> {
     pub recache_below_ms: Option<u64>,
     /// Do not count this access as a use: no recency, no fetched mark.
     pub no_bump: bool,
+    /// This reader can be told to refill the item. One that cannot must not be given the right:
+    /// nobody would refill then.
+    pub may_refill: bool,
     /// With `vivify`: give the created item this version rather than the next one of the store.
     pub version: Option<u64>,
 }
@@ -85,6 +88,7 @@ impl<'a> Get<'a> {
             vivify: None,
             recache_below_ms: None,
             no_bump: false,
+            may_refill: false,
             version: None,
         }
     }

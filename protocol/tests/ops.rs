@@ -49,8 +49,9 @@ fn reads_become_gets() {
     assert_command("gat 10 k\r\n", Command::Get(Get { touch: Some(Ttl::After(10_000)), ..get }));
     assert_command("gats 0 k\r\n", Command::Get(Get { touch: Some(Ttl::Never), ..get }));
     assert_command("gat -1 k a\r\n", Command::Get(Get { touch: Some(Ttl::Expired), ..get }));
-    assert_command("mg k v k O1 q h l t s c f C1\r\n", Command::Get(get));
-    assert_command("mg k u\r\n", Command::Get(Get { no_bump: true, ..get }));
+    let mget = Get { may_refill: true, ..get };
+    assert_command("mg k v k O1 q h l t s c f C1\r\n", Command::Get(mget));
+    assert_command("mg k u\r\n", Command::Get(Get { no_bump: true, ..mget }));
     assert_command(
         "mg aw== b N30 R60 T2592001 E7\r\n",
         Command::Get(Get {
@@ -58,11 +59,11 @@ fn reads_become_gets() {
             vivify: Some(Ttl::After(30_000)),
             recache_below_ms: Some(60_000),
             version: Some(7),
-            ..get
+            ..mget
         }),
     );
-    assert_command("mg k R0 E0\r\n", Command::Get(get));
-    assert_command("mg k R-1\r\n", Command::Get(get));
+    assert_command("mg k R0 E0\r\n", Command::Get(mget));
+    assert_command("mg k R-1\r\n", Command::Get(mget));
 }
 
 #[test]

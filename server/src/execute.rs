@@ -42,6 +42,7 @@ fn execute_get(store: &Store, get: &command::Get<'_>, hash: u64, now_ms: u64, si
         vivify: get.vivify.map(|ttl| expiry(ttl, now_ms)),
         recache_below_ms: get.recache_below_ms,
         no_bump: get.no_bump,
+        may_refill: get.may_refill,
         version: get.version,
     };
     // The closure runs on a hit only, and the sink is needed for a miss as well.

@@ -40,16 +40,15 @@ impl Shard {
             return self.miss(hash, key, options, now);
         }
         let idle_s = self.items.idle_s(slot, now.s);
+        let left_ms = self.items.deadline(slot) - now.ms;
         if let Some(expiry) = options.touch {
             slot = self.retime(hash, key, slot, expiry, now)?;
             self.stats.touch_hits += 1;
         }
         let mut info = ItemInfo { idle_s, ..self.info(slot, now) };
         let granted = self.items.has(slot, Mark::GRANTED);
-        let wants = info.stale
-            || options.recache_below_ms.is_some_and(|below| {
-                info.deadline_ms.is_some_and(|deadline| deadline.saturating_sub(now.ms) < below)
-            });
+        let wants = options.may_refill
+            && (info.stale || options.recache_below_ms.is_some_and(|below| left_ms < below));
         if granted {
             info.refill = Refill::Taken;
         } else if wants {
@@ -257,6 +256,9 @@ impl Shard {
         let shape = Shape {
             value_len: old_len + value.len(),
             version: self.next_version(options.version),
+            // Someone wrote: it is no longer stale.
+            stale: false,
+            granted: false,
             ..self.items.shape(slot)
         };
         let fetched = self.items.has(slot, Mark::FETCHED);
@@ -471,6 +473,8 @@ impl Shard {
         if options.keep_empty {
             shape.flags = 0;
             shape.value_len = 0;
+            shape.stale = options.invalidate;
+            shape.granted = false;
             self.place(hash, key, &shape, now)?;
         } else {
             self.rewrite(hash, key, slot, &shape, now)?;

@@ -69,7 +69,8 @@ impl<'a> MetaRequest<'a> {
             .with_if(seen & flag_bit(b'v') != 0, Bits::VALUE)
             .with_if(seen & flag_bit(b'q') != 0, Bits::QUIET)
             .with_if(seen & ECHO_FLAGS != 0, Bits::ECHO);
-        let get = Get { no_bump: seen & flag_bit(b'u') != 0, ..Get::plain(line.key) };
+        let no_bump = seen & flag_bit(b'u') != 0;
+        let get = Get { no_bump, may_refill: true, ..Get::plain(line.key) };
         Some((get, line.reply(Kind::MetaGet, bits)))
     }
 
@@ -82,6 +83,7 @@ impl<'a> MetaRequest<'a> {
             vivify: flags.vivify,
             recache_below_ms: flags.recache_below_ms,
             no_bump: flags.no_bump,
+            may_refill: true,
             version: flags.version,
         });
         let bits = flags.bits().with_if(flags.compare.is_some(), Bits::COMPARE);
