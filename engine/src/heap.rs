@@ -298,7 +298,16 @@ impl Heap {
 
     /// Adds a page from the pool to the class. False at the ceiling.
     pub(crate) fn add_page(&mut self, class_id: ClassId) -> bool {
-        let Some(page) = self.region.take() else { return false };
+        self.region.take().map(|page| self.adopt(page, class_id)).is_some()
+    }
+
+    /// The same for a page that this shard gave since it held `pages` of them.
+    pub(crate) fn add_page_in_exchange(&mut self, class_id: ClassId, pages: u32) -> bool {
+        self.pages < pages
+            && self.region.take_in_exchange().map(|page| self.adopt(page, class_id)).is_some()
+    }
+
+    fn adopt(&mut self, page: PageId, class_id: ClassId) {
         let next = std::mem::replace(&mut self.owned, page);
         if next != NO_PAGE {
             self.meta_mut(next).owned_prev = page;
@@ -310,7 +319,6 @@ impl Heap {
         self.change_free(class_id, slots);
         self.pages += 1;
         self.link_partial(page);
-        true
     }
 
     /// Frees a slot. True when it was the last one of its page: that is back in the pool then, and

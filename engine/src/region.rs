@@ -135,6 +135,15 @@ impl Region {
         Some(page)
     }
 
+    /// Takes a page although the pool may be over its limit: for a shard that has just given one,
+    /// so that after the ceiling was lowered writes can still make their own room.
+    pub(crate) fn take_in_exchange(&self) -> Option<PageId> {
+        let mut pool = self.pool.lock();
+        let page = pool.free.pop()?;
+        pool.taken += 1;
+        Some(page)
+    }
+
     /// Gives a page back. The caller must not touch it any more.
     pub(crate) fn give(&self, page: PageId) {
         let mut pool = self.pool.lock();

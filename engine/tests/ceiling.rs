@@ -85,6 +85,7 @@ fn memory_stays_under_the_ceiling_while_sizes_change() {
                     store.delete(&other, Store::hash(&other), &DeleteOptions::default(), now);
                 }
                 if step % 64 == 0 {
+                    while store.maintain(now, 256).more {}
                     let bytes = total(&store);
                     assert!(bytes <= MEMORY as u64, "{policy}: {bytes} bytes in phase {phase}");
                 }
@@ -176,6 +177,11 @@ fn a_lowered_ceiling_is_reached_by_upkeep() {
         set(&store, key, &value(key, 100), Expiry::Never, 1);
     }
     assert_eq!(store.set_memory(16 << 20), 16 << 20);
+    // Writes are not refused meanwhile, of whatever size.
+    for (key, len) in (300_000..300_100).zip([1, 100, 1_000, 10_000].into_iter().cycle()) {
+        let outcome = set(&store, key, &value(key, len), Expiry::Never, 1);
+        assert!(matches!(outcome, WriteOutcome::Stored(_)), "{len}: {outcome:?}");
+    }
     for _ in 0..10_000 {
         if !store.maintain(2, 256).more {
             break;

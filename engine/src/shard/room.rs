@@ -14,11 +14,14 @@ const EXPIRY_STEPS: usize = 32;
 impl Shard {
     /// A free slot of the class, making room as it must. What it evicts may be any item.
     pub(super) fn allocate(&mut self, class: ClassId, now: Now) -> Result<Slot, Full> {
+        let pages = self.items.heap.pages();
         loop {
             if let Some(slot) = self.items.heap.take_slot(class) {
                 return Ok(slot);
             }
-            if self.items.heap.add_page(class) {
+            if self.items.heap.add_page(class)
+                || self.items.heap.add_page_in_exchange(class, pages)
+            {
                 continue;
             }
             if self.is_poor() || !self.make_room(Some(class), now) {

@@ -181,9 +181,9 @@ settings! {
         max_connections: Count = Fixed("4096"), "N", "1"..="1000000";
         /// Close a connection that sent no request for this long; 0s never does.
         idle_timeout: Period = Fixed("0s"), "TIME", "0s"..="365d";
-        /// Replies kept for one client that does not read them. When they are more, Kiln stops
-        /// reading from that client until it has taken some.
-        output_buffer_max: Bytes = Fixed("8MiB"), "SIZE", "64KiB"..="1GiB";
+        /// Replies kept for one client. When they are more, its further requests wait until it has
+        /// taken them.
+        output_buffer_max: Bytes = Fixed("256KiB"), "SIZE", "16KiB"..="1GiB";
         /// File with lines user:password; clients must then authenticate first. Not for the eyes
         /// of other users: chmod 600.
         auth_file: OptionalPath = Fixed("off"), "FILE";

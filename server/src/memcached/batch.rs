@@ -90,22 +90,41 @@ pub(crate) fn run(
         keys.clear();
         hashes.clear();
         let mut ops: Vec<Op<'_>> = std::mem::take(kept_ops);
-        let rest = parse(context.parser, &input[done..], keys, &mut ops, hashes, &mut done);
+        let start = (context.parser.clone(), done);
+        let rest =
+            parse(context.parser, &input[done..], keys, &mut ops, BATCH_MAX, hashes, &mut done);
         if hashes.len() >= PREFETCH_MIN {
             context.node.store.prefetch_buckets(hashes);
             context.node.store.prefetch_items(hashes);
         }
         let mut hashes = hashes.iter().copied();
         let mut close = false;
-        for op in &ops {
+        let mut early = None;
+        for (number, op) in (1..).zip(&ops) {
             if answer(context, op, &mut hashes, replies) == After::Close {
                 close = true;
+                break;
+            }
+            if replies.len() + context.output.len() >= context.replies_max && number < ops.len() {
+                early = Some(number);
                 break;
             }
         }
         *kept_ops = recycle(ops);
         if close {
             return (input.len(), Then::Close);
+        }
+        if let Some(executed) = early {
+            // Rare and cheap: the parser goes back and forth again over what was executed.
+            (*context.parser, done) = start;
+            keys.clear();
+            let mut ops: Vec<Op<'_>> = std::mem::take(kept_ops);
+            let mut hashes = Vec::new();
+            let input = &input[done..];
+            parse(context.parser, input, keys, &mut ops, executed, &mut hashes, &mut done);
+            *kept_ops = recycle(ops);
+            context.worker.counters.conn_yields.add(1);
+            return (done, Then::Write);
         }
         if let Some(at_least) = rest {
             return (done, Then::Read { at_least });
@@ -116,18 +135,19 @@ pub(crate) fn run(
     }
 }
 
-/// Parses up to a batch of requests. Returns what the next one needs, or `None` when there may be
+/// Parses up to `ops_max` requests. Returns what the next one needs, or `None` when there may be
 /// more in the input.
 fn parse<'a>(
     parser: &mut Parser,
     input: &'a [u8],
     keys: &'a KeyScratch,
     ops: &mut Vec<Op<'a>>,
+    ops_max: usize,
     hashes: &mut Vec<u64>,
     done: &mut usize,
 ) -> Option<usize> {
     let mut at = 0;
-    while ops.len() < BATCH_MAX {
+    while ops.len() < ops_max {
         ops.push(Op::Quit);
         let slot = ops.last_mut()?;
         match parser.parse_into(slot, &input[at..], keys) {
@@ -173,6 +193,8 @@ struct ToClient<'a, 'r> {
     replies: &'a mut Vec<u8>,
     output: &'a mut Output,
     pinned: &'a mut Share,
+    /// Set when the answer could not be given and the connection must end.
+    failed: &'a mut bool,
 }
 
 impl Sink for ToClient<'_, '_> {
@@ -186,13 +208,18 @@ impl Sink for ToClient<'_, '_> {
                 }
             }
             Value::Large(pinned) => {
+                let len = self.replies.len();
+                let Some(end) = self.reply.begin_hit(item, self.replies) else { return };
                 // Pinned, the value keeps its memory from other items until the client took it.
-                if !self.pinned.resize(self.output.large_len() + item.value_len) {
-                    self.reply.error(OUT_OF_MEMORY_WRITING, self.replies);
-                } else if let Some(end) = self.reply.begin_hit(item, self.replies) {
+                if self.pinned.resize(self.output.large_len() + item.value_len) {
                     self.output.push_bytes(self.replies);
                     self.output.push_large(pinned, item.value_len);
                     self.replies.extend_from_slice(end);
+                } else {
+                    // In the middle of a retrieval the client could not tell what is missing.
+                    self.replies.truncate(len);
+                    self.replies.extend_from_slice(OUT_OF_MEMORY_WRITING);
+                    *self.failed = true;
                 }
             }
         }
@@ -220,8 +247,18 @@ fn answer(
             if reply.is_meta() {
                 context.worker.counters.cmd_meta.add(1);
             }
-            let sink = ToClient { reply, replies, output: context.output, pinned: context.pinned };
+            let mut failed = false;
+            let sink = ToClient {
+                reply,
+                replies,
+                output: context.output,
+                pinned: context.pinned,
+                failed: &mut failed,
+            };
             execute(&node.store, command, hash, context.now_ms, sink);
+            if failed {
+                return After::Close;
+            }
         }
         Op::TooLarge { key, delete, reply } => {
             if *delete {

@@ -19,7 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 const UPLOAD_UNIT: usize = 1024;
 
 /// How long an upload waits to be admitted.
-const ADMISSION_WAIT: Duration = Duration::from_secs(10);
+const ADMISSION_WAIT: Duration = Duration::from_secs(30);
 
 /// The least of the budgets, so that small nodes still serve.
 const BUFFERS_MIN: usize = 1 << 20;
@@ -39,7 +39,7 @@ impl Shares {
         /// Code, stacks, tables and the allocator's own, measured.
         const PROCESS: usize = 16 << 20;
         let uploads = (memory / 32).max(2 * value_len_max).min(memory / 4);
-        let buffers = (memory / 64).max(BUFFERS_MIN);
+        let buffers = (memory / 32).max(BUFFERS_MIN);
         let process = PROCESS.min(memory / 8);
         let store = memory.saturating_sub(uploads + buffers + process);
         Self { store: store.max(kiln_engine::MEMORY_MIN), uploads, buffers }
@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn shares_together_never_exceed_a_pool_and_return_what_they_took() {
-        let budget = Arc::new(Budget::new(Shares::of(64 << 20, 1 << 20)));
+        let budget = Arc::new(Budget::new(Shares::of(32 << 20, 1 << 20)));
         let (mut first, mut second) = (budget.buffers(), budget.buffers());
 
         assert!(first.resize(BUFFERS_MIN - 10));

@@ -18,7 +18,9 @@ use std::task::{Context as TaskContext, Poll, ready};
 use std::time::Duration;
 
 use kiln_protocol::memcached::{Limits, Parser};
+use memmap2::MmapMut;
 use tokio::io::{AsyncRead, ReadBuf};
+use tokio::time::Instant;
 
 use crate::connections::Peer;
 use crate::memcached::batch::{self, BatchMemory, Then};
@@ -30,12 +32,21 @@ use crate::stream::Stream;
 /// Read at once, of a client that sends small requests.
 const READ_LEN: usize = 64 * 1024;
 
-/// Replies above this are not gathered further before some are written.
-const GATHER_MAX: usize = 256 * 1024;
+/// Requests longer than this are received into memory of their own, set aside for them.
+const LONG_MIN: usize = 16 * 1024;
 
-/// A client that takes nothing of its replies, or sends nothing of a long value for which memory
-/// is set aside, for this long is cut.
+/// A client that takes nothing of its replies, or sends nothing of a request it has begun, for
+/// this long is cut.
 const STALL_MAX: Duration = Duration::from_secs(60);
+
+/// The same for a long request, whose memory others may be waiting for.
+const LONG_STALL_MAX: Duration = Duration::from_secs(10);
+
+/// A long request that comes more slowly than this, in bytes a second, is cut as well.
+const LONG_RATE_MIN: usize = 16 * 1024;
+
+/// The reply buffer of a worker does not stay larger than this.
+const REPLIES_KEPT_MAX: usize = 1 << 20;
 
 /// Said, and the connection closed, when the budget has no room for a request.
 const OUT_OF_MEMORY_READING: &[u8] = b"SERVER_ERROR out of memory reading request\r\n";
@@ -122,13 +133,18 @@ impl Connection<'_> {
             }
             if self.held.is_empty() {
                 self.peer.rest();
-            } else if self.wanted - self.held.len() >= READ_LEN {
+            } else if self.wanted > LONG_MIN && self.wanted > self.held.len() + 1 {
+                // One byte more is what the parser wants of a line, which may end anywhere.
                 if !self.receive_long().await? {
                     return Ok(());
                 }
                 continue;
             }
-            match poll_fn(|task| self.poll_turn(task)).await? {
+            let begun = !self.held.is_empty();
+            let turn = poll_fn(|task| self.poll_turn(task));
+            let turn =
+                if begun { tokio::time::timeout(STALL_MAX, turn).await? } else { turn.await };
+            match turn? {
                 Turn::More => {}
                 Turn::End => return Ok(()),
             }
@@ -142,6 +158,7 @@ impl Connection<'_> {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(written) => {
                     self.worker.counters.bytes_written.add(written as u64);
+                    self.peer.busy(self.node.clock.now_ms());
                     self.output_share.resize(self.output.bytes_len());
                     self.pinned_share.resize(self.output.large_len());
                 }
@@ -168,6 +185,7 @@ impl Connection<'_> {
                 return Poll::Ready(Ok(Turn::End));
             }
             self.worker.counters.bytes_read.add(len as u64);
+            self.peer.busy(self.node.clock.now_ms());
             let mut left = &shared.input[..len];
             if self.held.is_empty() {
                 let done = self.run_batches(left, &mut shared.batch)?;
@@ -185,52 +203,56 @@ impl Connection<'_> {
         })
     }
 
-    /// Receives the rest of a long value, once there is memory for it, and runs the request. The
-    /// buffer grows with what comes, never at once to a length that the client only claims.
-    /// False when the client closed meanwhile.
+    /// Receives the rest of a long request, once there is memory for it, and runs it. False when
+    /// the client closed meanwhile.
+    ///
+    /// The memory is a mapping of its own: resident as far as bytes have come, whatever length the
+    /// client claims, and gone when the request is done. The allocator would keep it.
     async fn receive_long(&mut self) -> io::Result<bool> {
         let Some(_admission) = self.node.budget.admit(self.wanted).await else {
             SHARED.with_borrow_mut(|shared| self.refuse(&mut shared.batch));
             return Ok(true);
         };
+        let mut request = MmapMut::map_anon(self.wanted)?;
+        let mut len = self.held.len();
+        request[..len].copy_from_slice(&self.held);
+        self.held = Vec::new();
         self.held_share.resize(0);
-        while self.held.len() < self.wanted {
-            let missing = self.wanted - self.held.len();
-            let room = missing.min(self.held.len().max(READ_LEN));
-            self.held.reserve_exact(room);
-            let (held, stream) = (&mut self.held, &mut self.stream);
+        let slowest = LONG_STALL_MAX + Duration::from_secs((self.wanted / LONG_RATE_MIN) as u64);
+        let deadline = Instant::now() + slowest;
+        while len < self.wanted {
+            let stream = &mut self.stream;
             let read = poll_fn(|task| {
-                let mut buffer = ReadBuf::uninit(&mut held.spare_capacity_mut()[..room]);
+                let mut buffer = ReadBuf::new(&mut request[len..]);
                 ready!(poll_read(stream, task, &mut buffer))?;
                 Poll::Ready(io::Result::Ok(buffer.filled().len()))
             });
-            let len = tokio::time::timeout(STALL_MAX, read).await??;
-            if len == 0 {
+            let until = deadline.min(Instant::now() + LONG_STALL_MAX);
+            let read = tokio::time::timeout_at(until, read).await??;
+            if read == 0 {
                 return Ok(false);
             }
-            // SAFETY: the read initialised `len` bytes right behind the present ones.
-            unsafe { self.held.set_len(self.held.len() + len) };
-            self.worker.counters.bytes_read.add(len as u64);
+            len += read;
+            self.worker.counters.bytes_read.add(read as u64);
             self.peer.busy(self.node.clock.now_ms());
         }
-        self.run_held()?;
+        self.run_kept(&request)?;
         Ok(true)
     }
 
-    /// Runs the requests kept from earlier turns.
+    /// Runs the requests held from earlier turns.
     fn run_held(&mut self) -> io::Result<()> {
-        let mut held = std::mem::take(&mut self.held);
-        let done = SHARED.with_borrow_mut(|shared| self.run_batches(&held, &mut shared.batch))?;
-        if self.closing || done == held.len() {
-            held = Vec::new();
+        let held = std::mem::take(&mut self.held);
+        self.run_kept(&held)
+    }
+
+    /// Runs requests that were not read in this turn, and holds what is left of them.
+    fn run_kept(&mut self, input: &[u8]) -> io::Result<()> {
+        let done = SHARED.with_borrow_mut(|shared| self.run_batches(input, &mut shared.batch))?;
+        let left = if self.closing { &[] } else { &input[done..] };
+        if self.held_share.resize(left.len()) {
+            self.held = left.to_vec();
         } else {
-            held.drain(..done);
-            if held.capacity() > 4 * READ_LEN && held.capacity() / 4 > held.len() {
-                held.shrink_to(READ_LEN);
-            }
-        }
-        self.held = held;
-        if !self.held_share.resize(self.held.len()) {
             SHARED.with_borrow_mut(|shared| self.refuse(&mut shared.batch));
         }
         Ok(())
@@ -240,17 +262,18 @@ impl Connection<'_> {
     /// them. Returns how much of the input is done with.
     fn run_batches(&mut self, input: &[u8], memory: &mut BatchMemory) -> io::Result<usize> {
         let now_ms = self.node.clock.now_ms();
-        self.peer.busy(now_ms);
         let mut context = batch::Context {
             node: self.node,
             worker: self.worker,
             parser: &mut self.parser,
             output: &mut self.output,
             pinned: &mut self.pinned_share,
-            replies_max: GATHER_MAX.min(self.node.config.output_buffer_max.0 as usize),
+            replies_max: self.node.config.output_buffer_max.0 as usize,
             now_ms,
         };
         let (done, then) = batch::run(&mut context, input, memory);
+        // Shrinking cannot fail.
+        self.pinned_share.resize(self.output.large_len());
         match then {
             Then::Read { at_least } => self.wanted = at_least,
             Then::Write => self.wanted = 0,
@@ -281,6 +304,9 @@ impl Connection<'_> {
             replies.drain(..sent);
         }
         self.output.push_bytes(replies);
+        if replies.capacity() > REPLIES_KEPT_MAX {
+            *replies = Vec::new();
+        }
         if !self.output_share.resize(self.output.bytes_len()) {
             // Replies cannot be left out of their order: the client has to come again.
             replies.clear();
