@@ -81,6 +81,13 @@ fn execute_other(store: &Store, command: &Command<'_>, hash: u64, now_ms: u64) -
                 WriteOutcome::NotStored => Outcome::NotStored,
                 WriteOutcome::Exists => Outcome::Exists,
                 WriteOutcome::NotFound => Outcome::NotFound,
+                // What grew too large was not sent too large: as memcached answers it.
+                WriteOutcome::TooLarge
+                    if matches!(write.mode, StoreMode::Append | StoreMode::Prepend)
+                        && write.value.len() <= store.value_len_max() =>
+                {
+                    Outcome::NotStored
+                }
                 WriteOutcome::TooLarge => Outcome::TooLarge,
                 WriteOutcome::OutOfMemory => Outcome::OutOfMemory,
             }

@@ -321,7 +321,7 @@ fn a_value_over_the_limit_is_refused_and_the_old_one_is_gone() {
         (&with("add k 0 0"), TOO_LARGE),
         ("get k\r\n", "VALUE k 0 1\r\n1\r\nEND\r\n"),
         (&format!("set half 0 0 1500\r\n{}\r\n", "h".repeat(1500)), "STORED\r\n"),
-        (&format!("append half 0 0 1500\r\n{}\r\n", "h".repeat(1500)), TOO_LARGE),
+        (&format!("append half 0 0 1500\r\n{}\r\n", "h".repeat(1500)), "NOT_STORED\r\n"),
         ("mg half s\r\n", "HD s1500\r\n"),
     ]);
 }

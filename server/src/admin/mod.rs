@@ -46,7 +46,7 @@ const HEAD_LEN_MAX: usize = 16 << 10;
 /// Header lines of a request.
 const HEADERS_MAX: usize = 64;
 /// Time to send a head, also counted while a kept connection is idle.
-const HEAD_TIME_MAX: Duration = Duration::from_secs(30);
+const HEAD_TIME_MAX: Duration = Duration::from_secs(5);
 /// Time for one connection, however many requests it carries and however slowly it reads.
 const CONNECTION_TIME_MAX: Duration = Duration::from_secs(600);
 /// Time for answers that are under way when the node stops.

@@ -224,7 +224,7 @@ impl Layers {
         }
         let fallback = |setting: &Setting| match setting.default {
             Fallback::Fixed(text) => text.to_owned(),
-            Fallback::Found(_, find) => find(),
+            Fallback::Found(_, _, find) => find(),
         };
         let texts = self.texts.into_iter().zip(SETTINGS);
         Ok(texts.map(|(text, s)| text.unwrap_or_else(|| (fallback(s), Origin::Default))).collect())

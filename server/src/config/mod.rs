@@ -50,8 +50,8 @@ pub(crate) struct Setting {
 pub(crate) enum Fallback {
     /// Always this text.
     Fixed(&'static str),
-    /// Found out at start; the first part says how.
-    Found(&'static str, fn() -> String),
+    /// Found out at start: how, an example of it, and the way.
+    Found(&'static str, &'static str, fn() -> String),
 }
 
 impl Setting {
@@ -81,7 +81,7 @@ impl Setting {
     /// The default as the help shows it.
     pub(crate) fn default_shown(&self) -> &'static str {
         match self.default {
-            Fallback::Fixed(text) | Fallback::Found(text, _) => text,
+            Fallback::Fixed(text) | Fallback::Found(text, ..) => text,
         }
     }
 }
@@ -143,13 +143,13 @@ use Fallback::{Fixed, Found};
 settings! {
     "Node" {
         /// Name of this node in the ready line, logs and metrics.
-        name: NodeName = Found("the host's name", default::host_name), "NAME";
+        name: NodeName = Found("the host's name", "kiln-1", default::host_name), "NAME";
         /// Ceiling for items, index and everything else that grows with the data. When it is
         /// reached, the eviction policy decides what happens.
-        memory: Bytes = Found("512MiB, or half of the cgroup's limit if that is less", default::memory),
+        memory: Bytes = Found("512MiB, or half of the cgroup's limit if that is less", "512MiB", default::memory),
             "SIZE", "4MiB"..="64TiB";
         /// Worker threads. Each serves its own connections.
-        threads: Count = Found("the processors this process may use", default::threads), "N", "1"..="256";
+        threads: Count = Found("the processors this process may use", "2", default::threads), "N", "1"..="256";
     }
     "Listeners" {
         /// Where memcached clients connect.
@@ -231,7 +231,7 @@ mod tests {
         for setting in SETTINGS {
             let default = match setting.default {
                 Fixed(text) => text.to_owned(),
-                Found(_, find) => find(),
+                Found(_, _, find) => find(),
             };
             assert_eq!((setting.check)(&default).as_ref(), Ok(&default), "{}", setting.key);
             for bound in setting.range.into_iter().flat_map(|(low, high)| [low, high]) {

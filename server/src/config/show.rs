@@ -47,7 +47,10 @@ pub(crate) fn render_sample() -> String {
             super::Fallback::Fixed(text) => {
                 writeln!(out, "#{} = {}", setting.key, toml_text(setting, text))
             }
-            super::Fallback::Found(rule, _) => writeln!(out, "#{} = # {rule}", setting.key),
+            super::Fallback::Found(rule, example, _) => {
+                let example = toml_text(setting, example);
+                writeln!(out, "#{} = {example} # default: {rule}", setting.key)
+            }
         };
     }
     out
