@@ -19,8 +19,7 @@ impl Shard {
             if let Some(slot) = self.items.heap.take_slot(class) {
                 return Ok(slot);
             }
-            if self.items.heap.add_page(class)
-                || self.items.heap.add_page_in_exchange(class, pages)
+            if self.items.heap.add_page(class) || self.items.heap.add_page_in_exchange(class, pages)
             {
                 continue;
             }
