@@ -589,6 +589,7 @@ impl Heap {
 
     // ---- addresses and bytes -------------------------------------------------------------
 
+    #[inline]
     pub(crate) fn offset(&self, slot: Slot) -> usize {
         (slot as usize) << self.granule_shift
     }
@@ -603,10 +604,12 @@ impl Heap {
 
     /// Address of byte `offset`, for prefetching and for filling chunks outside the lock.
     /// Any offset is allowed: it is wrapped into the region.
+    #[inline]
     pub(crate) fn pointer(&self, offset: usize) -> *mut u8 {
         self.base.wrapping_add(if offset < self.len { offset } else { 0 })
     }
 
+    #[inline]
     fn check(&self, offset: usize, len: usize) -> *mut u8 {
         // Also in release builds: a wrong address must never reach beyond the mapping.
         assert!(offset.checked_add(len).is_some_and(|end| end <= self.len), "address in region");
@@ -614,6 +617,7 @@ impl Heap {
     }
 
     /// Bytes of a slot or index page of this shard.
+    #[inline]
     pub(crate) fn bytes(&self, offset: usize, len: usize) -> &[u8] {
         let pointer = self.check(offset, len);
         // SAFETY: in bounds by the check; the pages belong to this shard, whose lock the caller
@@ -622,6 +626,7 @@ impl Heap {
         unsafe { std::slice::from_raw_parts(pointer, len) }
     }
 
+    #[inline]
     pub(crate) fn bytes_mut(&mut self, offset: usize, len: usize) -> &mut [u8] {
         let pointer = self.check(offset, len);
         // SAFETY: as in `bytes`, and `&mut self` makes the access exclusive.
@@ -665,6 +670,21 @@ impl Heap {
         let pointer = self.check(offset, 8).cast::<u64>();
         // SAFETY: as in `read_u16`.
         unsafe { pointer.read_unaligned() }
+    }
+
+    /// Two neighbours, with one check.
+    #[inline]
+    pub(crate) fn read_two_u64(&self, offset: usize) -> [u64; 2] {
+        let pointer = self.check(offset, 16).cast::<[u64; 2]>();
+        // SAFETY: as in `read_u16`.
+        unsafe { pointer.read_unaligned() }
+    }
+
+    #[inline]
+    pub(crate) fn write_two_u64(&mut self, offset: usize, values: [u64; 2]) {
+        let pointer = self.check(offset, 16).cast::<[u64; 2]>();
+        // SAFETY: as in `write_u16`.
+        unsafe { pointer.write_unaligned(values) }
     }
 
     pub(crate) fn write_u64(&mut self, offset: usize, value: u64) {

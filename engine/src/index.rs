@@ -21,7 +21,7 @@
 //! overflow buckets; a split moves about 9 entries and hashes their keys.
 
 use crate::heap::{BUCKET_LEN, NIL, Slot};
-use crate::item::Items;
+use crate::item::{Items, Plain};
 use crate::region::{PAGE_LEN, PageId};
 
 const WAYS: usize = 12;
@@ -33,10 +33,12 @@ const LOAD_MAX: usize = 9;
 const LOAD_MIN: usize = 4;
 
 /// Bits of the hash that choose the bucket.
+#[inline]
 fn place(hash: u64) -> usize {
     (hash >> 16) as u32 as usize
 }
 
+#[inline]
 fn tag(hash: u64) -> u8 {
     ((hash >> 48) as u8).max(1)
 }
@@ -52,6 +54,14 @@ pub(crate) struct Index {
     len: usize,
     scratch: Vec<(Slot, u64)>,
     spare: Vec<Slot>,
+}
+
+/// What a plain lookup finds.
+pub(crate) enum Lookup<'a> {
+    Found(Plain<'a>),
+    Absent,
+    /// An item that is not plain, which may be the one: to be looked up with [`Index::find`].
+    Involved,
 }
 
 /// There was no memory for a bucket: make room and try again.
@@ -71,6 +81,7 @@ impl Index {
         }
     }
 
+    #[inline]
     pub(crate) fn is_open(&self) -> bool {
         !self.pages.is_empty()
     }
@@ -107,23 +118,27 @@ impl Index {
         self.pages.capacity() * 4 + self.scratch.capacity() * 16 + self.spare.capacity() * 4
     }
 
+    #[inline]
     fn number(&self, hash: u64) -> usize {
         let place = place(hash);
         let low = place & ((1 << self.level) - 1);
         if low < self.split { place & ((2 << self.level) - 1) } else { low }
     }
 
+    #[inline]
     fn at(&self, bucket: usize) -> usize {
         let page = self.pages[bucket / BUCKETS_PER_PAGE];
         page as usize * PAGE_LEN + bucket % BUCKETS_PER_PAGE * BUCKET_LEN
     }
 
     /// Offset of the bucket that a lookup of this hash reads first, for prefetching.
+    #[inline]
     pub(crate) fn bucket_at(&self, hash: u64) -> usize {
         if self.is_open() { self.at(self.number(hash)) } else { 0 }
     }
 
     /// The first item whose tag matches, for prefetching: most likely the one.
+    #[inline]
     pub(crate) fn guess(&self, items: &Items, hash: u64) -> Option<Slot> {
         if !self.is_open() {
             return None;
@@ -131,6 +146,33 @@ impl Index {
         let at = self.at(self.number(hash));
         let matches = matching(items.heap.bytes(at, BUCKET_LEN), tag(hash));
         (matches != 0).then(|| entry(items, at, matches.trailing_zeros() as usize))
+    }
+
+    /// The item with this key as most reads want it: bucket and head are read once each.
+    #[inline(always)]
+    pub(crate) fn find_plain<'a>(&self, items: &'a Items, hash: u64, key: &[u8]) -> Lookup<'a> {
+        if !self.is_open() {
+            return Lookup::Absent;
+        }
+        let tag = tag(hash);
+        let mut at = self.at(self.number(hash));
+        loop {
+            let bucket = items.heap.bytes(at, BUCKET_LEN);
+            let mut matches = matching(bucket, tag);
+            while matches != 0 {
+                let slot = entry_of(bucket, matches.trailing_zeros() as usize);
+                prefetch_item(items, slot);
+                match items.plain(slot) {
+                    Some(item) if item.key == key => return Lookup::Found(item),
+                    Some(_) => matches &= matches - 1,
+                    None => return Lookup::Involved,
+                }
+            }
+            match overflow(items, at) {
+                NIL => return Lookup::Absent,
+                next => at = items.heap.offset(next),
+            }
+        }
     }
 
     /// The item with this key.
@@ -367,6 +409,7 @@ impl Index {
 }
 
 /// Bit i is set where tag i matches.
+#[inline]
 fn matching(bucket: &[u8], tag: u8) -> u32 {
     #[cfg(target_arch = "x86_64")]
     {
@@ -391,6 +434,7 @@ fn matching(bucket: &[u8], tag: u8) -> u32 {
 }
 
 /// Asks for a cache line early. Any address is allowed.
+#[inline]
 pub(crate) fn prefetch(pointer: *const u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch never faults and changes nothing that a program can see.
@@ -403,12 +447,20 @@ pub(crate) fn prefetch(pointer: *const u8) {
 }
 
 /// Asks for an item's head, its key and a small value.
+#[inline]
 pub(crate) fn prefetch_item(items: &Items, slot: Slot) {
     const LINES: usize = 3;
     let offset = items.heap.offset(slot);
     for line in 0..LINES {
         prefetch(items.heap.pointer(offset + line * 64));
     }
+}
+
+/// The same of a bucket at hand.
+#[inline]
+fn entry_of(bucket: &[u8], way: usize) -> Slot {
+    let (entries, _) = bucket[16..].as_chunks();
+    Slot::from_ne_bytes(entries[way])
 }
 
 fn entry(items: &Items, at: usize, way: usize) -> Slot {

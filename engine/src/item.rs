@@ -17,6 +17,7 @@
 //! value, and its place in the index.
 
 use crate::heap::{CHUNK_LEN, FREE_MARK, Heap, NIL, SLOT_LEN_MAX, Slot};
+use crate::ops::{ItemInfo, Refill};
 use crate::policy::Nodes;
 
 /// Longest key in bytes.
@@ -97,6 +98,85 @@ impl Shape {
     pub(crate) fn chunk_count(&self) -> usize {
         if self.chunked() { self.value_len / CHUNK_LEN } else { 0 }
     }
+}
+
+/// Marks of items whose reading takes more than a look.
+const INVOLVED: u64 = Mark::WIDE.0 | Mark::CHUNKED.0 | Mark::STALE.0 | Mark::GRANTED.0;
+
+/// The first two words of an item, read once.
+#[derive(Clone, Copy)]
+pub(crate) struct Head {
+    slot: Slot,
+    first: u64,
+    word: u64,
+}
+
+impl Head {
+    pub(crate) fn slot(self) -> Slot {
+        self.slot
+    }
+
+    /// The policy's bits.
+    pub(crate) fn bits(self) -> u8 {
+        ((self.word >> POLICY_SHIFT) & 63) as u8
+    }
+}
+
+/// An item that has its value in one piece, its version in the head, and no say in who refills it.
+pub(crate) struct Plain<'a> {
+    pub(crate) head: Head,
+    flags: u32,
+    deadline: u64,
+    pub(crate) key: &'a [u8],
+    pub(crate) value: &'a [u8],
+}
+
+impl Plain<'_> {
+    /// Unix milliseconds at which the item ends; `u64::MAX` when it does not.
+    #[inline]
+    pub(crate) fn deadline(&self) -> u64 {
+        self.deadline
+    }
+
+    /// What a reader is told of the item.
+    #[inline]
+    pub(crate) fn info(&self, now_s: u32) -> ItemInfo {
+        let Head { first, word, .. } = self.head;
+        ItemInfo {
+            value_len: self.value.len(),
+            flags: self.flags,
+            version: first & VERSION_MASK,
+            deadline_ms: (self.deadline != u64::MAX).then_some(self.deadline),
+            idle_s: idle_s(used(first, word), now_s),
+            fetched: word & Mark::FETCHED.0 != 0,
+            stale: false,
+            refill: Refill::None,
+        }
+    }
+}
+
+/// Seconds of the last use, from the first two words.
+#[inline]
+fn used(first: u64, word: u64) -> u32 {
+    let low = (first >> VERSION_BITS) as u32;
+    let high = ((word >> USED_SHIFT) & 0x3ff) as u32;
+    low | high << 16
+}
+
+/// Seconds from `used_s` to `now_s`, over the wrap.
+#[inline]
+fn idle_s(used_s: u32, now_s: u32) -> u32 {
+    let idle = now_s.wrapping_sub(used_s) & USED_MASK;
+    // A clock a moment behind must not read as two years.
+    if idle > USED_MASK / 2 { 0 } else { idle }
+}
+
+/// The first two words after a read at `now_s`: seconds of use and the fetched mark.
+#[inline]
+fn after_read(first: u64, word: u64, now_s: u32) -> (u64, u64) {
+    let used = u64::from(now_s & USED_MASK);
+    let word = (word & !(0x3ff << USED_SHIFT)) | ((used >> 16) << USED_SHIFT) | Mark::FETCHED.0;
+    ((first & VERSION_MASK) | (used << VERSION_BITS), word)
 }
 
 /// The items of a shard: its heap, read with the layout above. Slots given must hold live items.
@@ -220,28 +300,21 @@ impl Items {
 
     /// Seconds of the last use, as given to [`set_used`](Self::set_used), modulo 2^26.
     pub(crate) fn used(&self, slot: Slot) -> u32 {
-        let low = (self.heap.read_u64(self.heap.offset(slot)) >> VERSION_BITS) as u32;
-        let high = ((self.word(slot) >> USED_SHIFT) & 0x3ff) as u32;
-        low | high << 16
+        used(self.heap.read_u64(self.heap.offset(slot)), self.word(slot))
     }
 
     /// Seconds from `used` to `now_s`, over the wrap.
     pub(crate) fn idle_s(&self, slot: Slot, now_s: u32) -> u32 {
-        let idle = now_s.wrapping_sub(self.used(slot)) & USED_MASK;
-        // A clock a moment behind must not read as two years.
-        if idle > USED_MASK / 2 { 0 } else { idle }
+        idle_s(self.used(slot), now_s)
     }
 
     /// Notes a read: seconds of use and the fetched mark. Writes only when something changes, so
     /// that hot items are not made dirty by each hit.
     pub(crate) fn note_read(&mut self, slot: Slot, now_s: u32) {
         let offset = self.heap.offset(slot);
-        let used = u64::from(now_s & USED_MASK);
         let first = self.heap.read_u64(offset);
         let word = self.heap.read_u64(offset + 8);
-        let new_first = (first & VERSION_MASK) | (used << VERSION_BITS);
-        let new_word =
-            (word & !(0x3ff << USED_SHIFT)) | ((used >> 16) << USED_SHIFT) | Mark::FETCHED.0;
+        let (new_first, new_word) = after_read(first, word, now_s);
         if new_first != first {
             self.heap.write_u64(offset, new_first);
         }
@@ -338,6 +411,43 @@ impl Items {
     pub(crate) fn set_chunk(&mut self, slot: Slot, index: usize, chunk: Slot) {
         let at = self.chunks_at(slot) + 4 + 4 * index;
         self.heap.write_u32(at, chunk);
+    }
+
+    /// The item as most reads want it; `None` when it is not [`Plain`].
+    #[inline(always)]
+    pub(crate) fn plain(&self, slot: Slot) -> Option<Plain<'_>> {
+        let offset = self.heap.offset(slot);
+        let [first, word] = self.heap.read_two_u64(offset);
+        if word & INVOLVED != 0 {
+            return None;
+        }
+        let mut at = offset + self.fixed_len();
+        let (mut flags, mut deadline) = (0, u64::MAX);
+        if word & Mark::FLAGS.0 != 0 {
+            flags = self.heap.read_u32(at);
+            at += 4;
+        }
+        if word & Mark::TTL.0 != 0 {
+            deadline = self.heap.read_u64(at);
+            at += 16;
+        }
+        let key_len = ((word >> KEY_SHIFT) & 0x7fff) as usize + 1;
+        let value_len = (word & ((1 << VALUE_BITS) - 1)) as usize;
+        let (key, value) = self.heap.bytes(at, key_len + value_len).split_at(key_len);
+        Some(Plain { head: Head { slot, first, word }, flags, deadline, key, value })
+    }
+
+    /// Notes a read of the item with this head, and gives it these policy bits. Like
+    /// [`note_read`](Self::note_read) it writes only when something changes: with two threads that
+    /// is a fifth more reads of hot items than if each made them dirty.
+    #[inline(always)]
+    pub(crate) fn note_plain_read(&mut self, head: Head, now_s: u32, bits: u8) {
+        let (first, word) = after_read(head.first, head.word, now_s);
+        let word = (word & !(63 << POLICY_SHIFT)) | (u64::from(bits & 63) << POLICY_SHIFT);
+        if (first, word) != (head.first, head.word) {
+            let offset = self.heap.offset(head.slot);
+            self.heap.write_two_u64(offset, [first, word]);
+        }
     }
 
     fn key_at(&self, slot: Slot) -> usize {

@@ -11,10 +11,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::flush::FlushTimer;
 use crate::heap::{CHUNK_LEN, Heap, Slot};
+use crate::index::Lookup;
 use crate::item::{INLINE_LEN_MAX, KEY_LEN_MAX, VALUE_LEN_MAX};
 use crate::ops::{
     ArithmeticOptions, ArithmeticOutcome, DeleteOptions, DeleteOutcome, Expiry, GetOptions,
@@ -260,21 +261,25 @@ impl Store {
         }
     }
 
+    #[inline]
     fn shard_number(&self, hash: u64) -> usize {
         // The shift keeps at least one bit, so that it is always below 64.
         (hash >> self.inner.shard_shift) as usize & (self.inner.shards.len() - 1)
     }
 
+    #[inline]
     fn shard(&self, hash: u64) -> &Mutex<Shard> {
         &self.inner.shards[self.shard_number(hash)].0
     }
 
+    #[inline]
     fn clock(&self, now_ms: u64) -> Now {
         let since = now_ms.saturating_sub(self.inner.start_ms);
         Now { ms: now_ms, s: (since / 1000) as u32 }
     }
 
     /// What every operation does first: the clock, and a delayed flush that is due.
+    #[inline]
     fn begin(&self, now_ms: u64) -> Now {
         if self.inner.flush_timer.take_due(now_ms) {
             self.clear();
@@ -314,6 +319,7 @@ impl Store {
     ///
     /// `read` must not call the store, nor drop a [`PinnedValue`] of it: it may hold the lock that
     /// they need.
+    #[inline]
     pub fn get<R>(
         &self,
         key: &[u8],
@@ -326,14 +332,50 @@ impl Store {
         if key.is_empty() || key.len() > KEY_LEN_MAX {
             return None;
         }
-        let mutex = self.shard(hash);
-        let mut shard = mutex.lock();
-        let found = match shard.get(hash, key, options, now) {
+        let mut shard = self.shard(hash).lock();
+        if options.touch.or(options.vivify).is_none() && options.recache_below_ms.is_none() {
+            match shard.find_plain(hash, key, now) {
+                Lookup::Found(item) => {
+                    let head = item.head;
+                    let outcome = read(&item.info(now.s), Value::Inline(item.value));
+                    shard.note_plain_hit(head, hash, options.no_bump, now);
+                    return Some(outcome);
+                }
+                Lookup::Absent => {
+                    shard.note_plain_miss(hash);
+                    return None;
+                }
+                Lookup::Involved => {}
+            }
+        }
+        let mut found = None;
+        let shard = self.get_involved(shard, key, hash, options, now, &mut found);
+        let (slot, info) = found?;
+        if info.value_len <= INLINE_LEN_MAX {
+            return Some(read(&info, Value::Inline(shard.items.tail(slot))));
+        }
+        drop(shard);
+        Some(read(&info, Value::Large(self.pinned(hash, slot))))
+    }
+
+    /// Finds an item for a read that may change it, and pins it when it is large. Returns the
+    /// shard, locked.
+    #[cold]
+    fn get_involved<'a>(
+        &'a self,
+        mut shard: MutexGuard<'a, Shard>,
+        key: &[u8],
+        hash: u64,
+        options: &GetOptions,
+        now: Now,
+        found: &mut Option<(Slot, ItemInfo)>,
+    ) -> MutexGuard<'a, Shard> {
+        *found = match shard.get(hash, key, options, now) {
             Ok(found) => found,
             Err(Full) => {
                 drop(shard);
                 let placed = self.run(hash, now, |shard| shard.get(hash, key, options, now));
-                shard = mutex.lock();
+                shard = self.shard(hash).lock();
                 // Found once more, under this lock: as it is now, or else with its old end.
                 let again = GetOptions { touch: None, vivify: None, ..*options };
                 match placed {
@@ -342,13 +384,12 @@ impl Store {
                 }
             }
         };
-        let (slot, info) = found?;
-        if info.value_len <= INLINE_LEN_MAX {
-            return Some(read(&info, Value::Inline(shard.items.tail(slot))));
+        if let Some((slot, info)) = found
+            && info.value_len > INLINE_LEN_MAX
+        {
+            shard.pin(*slot);
         }
-        shard.pin(slot);
-        drop(shard);
-        Some(read(&info, Value::Large(self.pinned(hash, slot))))
+        shard
     }
 
     /// What is known of an item, without counting as a use and without its value.

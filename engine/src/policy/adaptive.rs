@@ -108,9 +108,15 @@ impl EvictionPolicy for Adaptive {
     #[inline]
     fn on_hit<N: Nodes>(&mut self, nodes: &mut N, slot: Slot, _hash: u64) {
         let bits = nodes.bits(slot);
-        if bits & USES < USES_MAX {
-            nodes.set_bits(slot, bits + 1);
+        let after = bits_after_use(bits);
+        if after != bits {
+            nodes.set_bits(slot, after);
         }
+    }
+
+    #[inline]
+    fn hit_bits(&self, bits: u8) -> Option<u8> {
+        Some(bits_after_use(bits))
     }
 
     fn on_miss(&mut self, _hash: u64) {}
@@ -242,3 +248,8 @@ const SHARE_MAX: f64 = 0.9;
 /// than a sixth of the ghosts, a quarter of the residents.
 const WINDOW_STEP: f64 = 3.0;
 const WINDOW_MIN: f64 = 1.0 / 6.0;
+
+#[inline]
+fn bits_after_use(bits: u8) -> u8 {
+    bits + u8::from(bits & USES < USES_MAX)
+}

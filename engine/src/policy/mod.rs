@@ -62,6 +62,12 @@ pub trait EvictionPolicy {
     fn on_insert<N: Nodes>(&mut self, nodes: &mut N, slot: Slot, hash: u64);
     /// An entry was used. `hash` is its key's.
     fn on_hit<N: Nodes>(&mut self, nodes: &mut N, slot: Slot, hash: u64);
+    /// The bits that a use leaves an entry with, for a policy whose hit changes nothing but its
+    /// own [`bits`](Nodes::bits): the store then writes them with what it notes itself, in place
+    /// of [`on_hit`](Self::on_hit). `None`: call `on_hit`.
+    fn hit_bits(&self, _bits: u8) -> Option<u8> {
+        None
+    }
     /// A lookup found nothing. `hash` is the key's.
     fn on_miss(&mut self, hash: u64);
     /// An entry leaves for another reason than eviction: deleted, expired, replaced.
@@ -194,6 +200,11 @@ impl EvictionPolicy for Policy {
         each!(self, policy => policy.on_hit(nodes, slot, hash));
     }
 
+    #[inline]
+    fn hit_bits(&self, bits: u8) -> Option<u8> {
+        each!(self, policy => policy.hit_bits(bits))
+    }
+
     fn on_miss(&mut self, hash: u64) {
         each!(self, policy => policy.on_miss(hash));
     }
@@ -212,5 +223,34 @@ impl EvictionPolicy for Policy {
 
     fn heap_bytes(&self) -> usize {
         each!(self, policy => policy.heap_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::simulation::Entries;
+    use super::*;
+
+    #[test]
+    fn hit_bits_are_all_that_a_hit_changes_where_a_policy_tells_them() {
+        let told = PolicyKind::ALL.map(|kind| {
+            let (mut policy, mut entries) = (Policy::new(kind), Entries::default());
+            for slot in 1..=3 {
+                entries.put(slot, u64::from(slot), 1);
+                policy.on_insert(&mut entries, slot, u64::from(slot));
+            }
+            let links =
+                |entries: &Entries| [1, 2, 3].map(|at| (entries.prev(at), entries.next(at)));
+            (0..64).all(|bits| {
+                let Some(after) = policy.hit_bits(bits) else { return false };
+                let before = links(&entries);
+                entries.set_bits(2, bits);
+                policy.on_hit(&mut entries, 2, 2);
+                assert_eq!(entries.bits(2), after, "{kind}, bits {bits}");
+                assert_eq!(links(&entries), before, "{kind}, bits {bits}");
+                true
+            })
+        });
+        assert_eq!(told, [true, false, false, true], "of {:?}", PolicyKind::ALL);
     }
 }

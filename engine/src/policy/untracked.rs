@@ -15,6 +15,11 @@ impl EvictionPolicy for Untracked {
 
     fn on_hit<N: Nodes>(&mut self, _nodes: &mut N, _slot: Slot, _hash: u64) {}
 
+    #[inline]
+    fn hit_bits(&self, bits: u8) -> Option<u8> {
+        Some(bits)
+    }
+
     fn on_miss(&mut self, _hash: u64) {}
 
     fn on_remove<N: Nodes>(&mut self, _nodes: &mut N, _slot: Slot) {}

@@ -5,7 +5,8 @@
 
 use super::{Full, Now, Shard, Source};
 use crate::heap::Slot;
-use crate::item::{Mark, Shape};
+use crate::index::Lookup;
+use crate::item::{Head, Mark, Shape};
 use crate::ops::{
     ArithmeticOptions, ArithmeticOutcome, DeleteOptions, DeleteOutcome, Direction, Expiry,
     GetOptions, ItemInfo, Refill, TouchOutcome, WriteMode, WriteOptions, WriteOutcome,
@@ -21,6 +22,37 @@ impl Shard {
             return None;
         }
         Some(slot)
+    }
+
+    /// Finds an item for a read that asks for nothing but what is there. An item past its end is
+    /// left to [`get`](Self::get).
+    #[inline(always)]
+    pub(crate) fn find_plain(&self, hash: u64, key: &[u8], now: Now) -> Lookup<'_> {
+        match self.index.find_plain(&self.items, hash, key) {
+            Lookup::Found(item) if item.deadline() <= now.ms => Lookup::Involved,
+            lookup => lookup,
+        }
+    }
+
+    /// What a read of an item just found by [`find_plain`](Self::find_plain) entails.
+    #[inline(always)]
+    pub(crate) fn note_plain_hit(&mut self, head: Head, hash: u64, no_bump: bool, now: Now) {
+        self.stats.get_hits += 1;
+        if no_bump {
+            return;
+        }
+        let bits = head.bits();
+        let after = self.policy.hit_bits(bits);
+        self.items.note_plain_read(head, now.s, after.unwrap_or(bits));
+        if after.is_none() {
+            self.policy.on_hit(&mut self.items, head.slot(), hash);
+        }
+    }
+
+    /// The same when it found none.
+    pub(crate) fn note_plain_miss(&mut self, hash: u64) {
+        self.policy.on_miss(hash);
+        self.stats.get_misses += 1;
     }
 
     /// Finds an item for a read and does to it what the read entails. `Ok(None)` is a miss.

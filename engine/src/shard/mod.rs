@@ -356,11 +356,13 @@ impl Shard {
     }
 
     /// Asks for the index bucket of a hash.
+    #[inline]
     pub(crate) fn prefetch_bucket(&self, hash: u64) {
         prefetch(self.items.heap.pointer(self.index.bucket_at(hash)));
     }
 
     /// Asks for the item that a lookup of this hash will most likely read.
+    #[inline]
     pub(crate) fn prefetch_item(&self, hash: u64) {
         if let Some(slot) = self.index.guess(&self.items, hash) {
             prefetch_item(&self.items, slot);
