@@ -342,7 +342,7 @@ impl Store {
                     return Some(outcome);
                 }
                 Lookup::Absent => {
-                    shard.note_plain_miss(hash);
+                    shard.note_plain_miss();
                     return None;
                 }
                 Lookup::Involved => {}

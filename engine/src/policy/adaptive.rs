@@ -119,8 +119,6 @@ impl EvictionPolicy for Adaptive {
         Some(bits_after_use(bits))
     }
 
-    fn on_miss(&mut self, _hash: u64) {}
-
     fn on_remove<N: Nodes>(&mut self, nodes: &mut N, slot: Slot) {
         self.queue_of(nodes, slot).remove(nodes, slot);
     }

@@ -57,8 +57,6 @@ impl EvictionPolicy for Lfu {
         self.place(nodes, slot, uses);
     }
 
-    fn on_miss(&mut self, _hash: u64) {}
-
     fn on_remove<N: Nodes>(&mut self, nodes: &mut N, slot: Slot) {
         let rank = Words::of(nodes, slot).rank;
         self.take(nodes, slot, rank);

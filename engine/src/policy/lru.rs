@@ -25,8 +25,6 @@ impl EvictionPolicy for Lru {
         self.queue.renew(nodes, slot);
     }
 
-    fn on_miss(&mut self, _hash: u64) {}
-
     fn on_remove<N: Nodes>(&mut self, nodes: &mut N, slot: Slot) {
         self.queue.remove(nodes, slot);
     }

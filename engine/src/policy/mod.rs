@@ -68,8 +68,6 @@ pub trait EvictionPolicy {
     fn hit_bits(&self, _bits: u8) -> Option<u8> {
         None
     }
-    /// A lookup found nothing. `hash` is the key's.
-    fn on_miss(&mut self, hash: u64);
     /// An entry leaves for another reason than eviction: deleted, expired, replaced.
     fn on_remove<N: Nodes>(&mut self, nodes: &mut N, slot: Slot);
     /// An entry took the place of another: `new` holds a copy of all words of `old`, and both
@@ -203,10 +201,6 @@ impl EvictionPolicy for Policy {
     #[inline]
     fn hit_bits(&self, bits: u8) -> Option<u8> {
         each!(self, policy => policy.hit_bits(bits))
-    }
-
-    fn on_miss(&mut self, hash: u64) {
-        each!(self, policy => policy.on_miss(hash));
     }
 
     fn on_remove<N: Nodes>(&mut self, nodes: &mut N, slot: Slot) {

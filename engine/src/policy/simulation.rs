@@ -35,7 +35,6 @@ impl Simulation {
             self.policy.on_hit(&mut self.entries, slot, hash);
             return true;
         }
-        self.policy.on_miss(hash);
         while self.weight + u64::from(weight) > self.capacity {
             let Some(victim) = self.policy.evict(&mut self.entries) else { return false };
             self.weight -= u64::from(self.entries.take(victim));

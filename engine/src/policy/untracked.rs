@@ -20,8 +20,6 @@ impl EvictionPolicy for Untracked {
         Some(bits)
     }
 
-    fn on_miss(&mut self, _hash: u64) {}
-
     fn on_remove<N: Nodes>(&mut self, _nodes: &mut N, _slot: Slot) {}
 
     fn on_move<N: Nodes>(&mut self, _nodes: &mut N, _old: Slot, _new: Slot) {}

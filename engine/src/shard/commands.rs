@@ -50,8 +50,7 @@ impl Shard {
     }
 
     /// The same when it found none.
-    pub(crate) fn note_plain_miss(&mut self, hash: u64) {
-        self.policy.on_miss(hash);
+    pub(crate) fn note_plain_miss(&mut self) {
         self.stats.get_misses += 1;
     }
 
@@ -117,7 +116,6 @@ impl Shard {
             let info = ItemInfo { refill: Refill::Won, ..self.info(slot, now) };
             found = Some((slot, info));
         }
-        self.policy.on_miss(hash);
         self.stats.get_misses += 1;
         if options.touch.is_some() {
             self.stats.touch_misses += 1;

@@ -185,10 +185,11 @@ impl Connection<'_> {
                 return Poll::Ready(Ok(Turn::End));
             }
             self.worker.counters.bytes_read.add(len as u64);
-            self.peer.busy(self.node.clock.now_ms());
+            let now_ms = self.node.clock.now_ms();
+            self.peer.busy(now_ms);
             let mut left = &shared.input[..len];
             if self.held.is_empty() {
-                let done = self.run_batches(left, &mut shared.batch)?;
+                let done = self.run_batches(left, now_ms, &mut shared.batch)?;
                 left = &left[done..];
             }
             if !left.is_empty() && !self.closing {
@@ -248,7 +249,9 @@ impl Connection<'_> {
 
     /// Runs requests that were not read in this turn, and holds what is left of them.
     fn run_kept(&mut self, input: &[u8]) -> io::Result<()> {
-        let done = SHARED.with_borrow_mut(|shared| self.run_batches(input, &mut shared.batch))?;
+        let now_ms = self.node.clock.now_ms();
+        let done =
+            SHARED.with_borrow_mut(|shared| self.run_batches(input, now_ms, &mut shared.batch))?;
         let left = if self.closing { &[] } else { &input[done..] };
         if self.held_share.resize(left.len()) {
             self.held = left.to_vec();
@@ -260,8 +263,12 @@ impl Connection<'_> {
 
     /// Runs all complete requests in `input` and writes the replies as far as the socket takes
     /// them. Returns how much of the input is done with.
-    fn run_batches(&mut self, input: &[u8], memory: &mut BatchMemory) -> io::Result<usize> {
-        let now_ms = self.node.clock.now_ms();
+    fn run_batches(
+        &mut self,
+        input: &[u8],
+        now_ms: u64,
+        memory: &mut BatchMemory,
+    ) -> io::Result<usize> {
         let mut context = batch::Context {
             node: self.node,
             worker: self.worker,
