@@ -114,7 +114,7 @@ fuzz_each_target() {
     cd protocol
     for target in $(cargo fuzz list); do
         local log=$WORK/fuzz-$target.log status=0
-        cargo fuzz run "$target" -- "-max_total_time=$seconds" -dict=fuzz/memcached.dict \
+        cargo fuzz run "$target" -- "-max_total_time=$seconds" "-dict=fuzz/${target%%_*}.dict" \
             -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 >"$log" 2>&1 || status=$?
         if ((status != 0)); then
             tail -n 80 "$log"

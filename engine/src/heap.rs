@@ -602,6 +602,11 @@ impl Heap {
         (self.offset(slot) / PAGE_LEN) as PageId
     }
 
+    /// The region, and the shift from addresses in it to offsets.
+    pub(crate) fn region(&self) -> (&Arc<Region>, u32) {
+        (&self.region, self.granule_shift)
+    }
+
     /// Address of byte `offset`, for prefetching and for filling chunks outside the lock.
     /// Any offset is allowed: it is wrapped into the region.
     #[inline]

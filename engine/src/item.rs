@@ -36,6 +36,10 @@ const POLICY_SHIFT: u32 = USED_SHIFT + 10;
 const MARK_SHIFT: u32 = POLICY_SHIFT + 6;
 /// Seconds of last use wrap after two years.
 const USED_MASK: u32 = (1 << 26) - 1;
+/// A use is noted when the one before is at least so long ago, or something else is to be noted:
+/// an item read all the time is written once a minute, not once a second. So an item may seem idle
+/// for up to so much longer than it was.
+const USED_STEP_S: u32 = 60;
 
 const VERSION_BITS: u32 = 48;
 const VERSION_MASK: u64 = (1 << VERSION_BITS) - 1;
@@ -112,8 +116,73 @@ pub(crate) struct Head {
 }
 
 impl Head {
+    /// The head that these words are. Any words make one.
+    #[inline(always)]
+    pub(crate) fn new(slot: Slot, first: u64, word: u64) -> Self {
+        Self { slot, first, word }
+    }
+
     pub(crate) fn slot(self) -> Slot {
         self.slot
+    }
+
+    #[inline(always)]
+    pub(crate) fn key_len(self) -> usize {
+        ((self.word >> KEY_SHIFT) & 0x7fff) as usize + 1
+    }
+
+    #[inline(always)]
+    pub(crate) fn value_len(self) -> usize {
+        (self.word & ((1 << VALUE_BITS) - 1)) as usize
+    }
+
+    /// Reads the optional parts of a plain item; `None` when it is another. `u32_at` and `u64_at`
+    /// read at a distance from its start.
+    #[inline(always)]
+    pub(crate) fn parts(
+        self,
+        fixed_len: usize,
+        u32_at: impl FnOnce(usize) -> u32,
+        u64_at: impl FnOnce(usize) -> u64,
+    ) -> Option<Parts> {
+        let Self { word, .. } = self;
+        if word & (INVOLVED | Mark::FLAGS.0 | Mark::TTL.0) == 0 {
+            return Some(Parts { flags: 0, deadline: u64::MAX, key_at: fixed_len });
+        }
+        if word & INVOLVED != 0 {
+            return None;
+        }
+        let mut parts = Parts { flags: 0, deadline: u64::MAX, key_at: fixed_len };
+        if word & Mark::FLAGS.0 != 0 {
+            parts.flags = u32_at(parts.key_at);
+            parts.key_at += 4;
+        }
+        if word & Mark::TTL.0 != 0 {
+            parts.deadline = u64_at(parts.key_at);
+            parts.key_at += 16;
+        }
+        Some(parts)
+    }
+
+    /// Whether a read at `now_s` that gives the item these policy bits leaves it as it is: hot
+    /// items are not made dirty by each hit, nor read under the lock.
+    #[inline(always)]
+    pub(crate) fn is_noted(self, now_s: u32, bits: u8) -> bool {
+        self.word & Mark::FETCHED.0 != 0
+            && self.bits() == bits
+            && idle_s(used(self.first, self.word), now_s) < USED_STEP_S
+    }
+
+    /// The two words after a read at `now_s` that gives the item these policy bits.
+    #[inline(always)]
+    fn after_read(self, now_s: u32, bits: u8) -> (u64, u64) {
+        const CHANGED: u64 = 0x3ff << USED_SHIFT | 63 << POLICY_SHIFT;
+        let used = u64::from(now_s & USED_MASK);
+        let word = (self.word & !CHANGED)
+            | (used >> 16) << USED_SHIFT
+            | u64::from(bits & 63) << POLICY_SHIFT
+            | Mark::FETCHED.0;
+        ((self.first & VERSION_MASK) | (used << VERSION_BITS), word)
     }
 
     /// The policy's bits.
@@ -122,22 +191,26 @@ impl Head {
     }
 }
 
+/// The optional parts of a plain item, and where its key is, counted from its start. The value
+/// follows the key.
+#[derive(Clone, Copy)]
+pub(crate) struct Parts {
+    pub(crate) flags: u32,
+    /// Unix milliseconds at which the item ends; `u64::MAX` when it does not.
+    pub(crate) deadline: u64,
+    pub(crate) key_at: usize,
+}
+
 /// An item that has its value in one piece, its version in the head, and no say in who refills it.
 pub(crate) struct Plain<'a> {
     pub(crate) head: Head,
-    flags: u32,
-    deadline: u64,
-    pub(crate) key: &'a [u8],
+    pub(crate) flags: u32,
+    /// Unix milliseconds at which the item ends; `u64::MAX` when it does not.
+    pub(crate) deadline: u64,
     pub(crate) value: &'a [u8],
 }
 
 impl Plain<'_> {
-    /// Unix milliseconds at which the item ends; `u64::MAX` when it does not.
-    #[inline]
-    pub(crate) fn deadline(&self) -> u64 {
-        self.deadline
-    }
-
     /// What a reader is told of the item.
     #[inline]
     pub(crate) fn info(&self, now_s: u32) -> ItemInfo {
@@ -171,14 +244,6 @@ fn idle_s(used_s: u32, now_s: u32) -> u32 {
     if idle > USED_MASK / 2 { 0 } else { idle }
 }
 
-/// The first two words after a read at `now_s`: seconds of use and the fetched mark.
-#[inline]
-fn after_read(first: u64, word: u64, now_s: u32) -> (u64, u64) {
-    let used = u64::from(now_s & USED_MASK);
-    let word = (word & !(0x3ff << USED_SHIFT)) | ((used >> 16) << USED_SHIFT) | Mark::FETCHED.0;
-    ((first & VERSION_MASK) | (used << VERSION_BITS), word)
-}
-
 /// The items of a shard: its heap, read with the layout above. Slots given must hold live items.
 pub(crate) struct Items {
     pub(crate) heap: Heap,
@@ -192,7 +257,8 @@ impl Items {
         Self { heap, links, extra, hash }
     }
 
-    fn fixed_len(&self) -> usize {
+    /// Bytes before the optional parts: the same for all items of the store.
+    pub(crate) fn fixed_len(&self) -> usize {
         16 + if self.links { 8 } else { 0 } + if self.extra { 4 } else { 0 }
     }
 
@@ -308,19 +374,11 @@ impl Items {
         idle_s(self.used(slot), now_s)
     }
 
-    /// Notes a read: seconds of use and the fetched mark. Writes only when something changes, so
-    /// that hot items are not made dirty by each hit.
+    /// Notes a read: seconds of use and the fetched mark, where they change.
     pub(crate) fn note_read(&mut self, slot: Slot, now_s: u32) {
-        let offset = self.heap.offset(slot);
-        let first = self.heap.read_u64(offset);
-        let word = self.heap.read_u64(offset + 8);
-        let (new_first, new_word) = after_read(first, word, now_s);
-        if new_first != first {
-            self.heap.write_u64(offset, new_first);
-        }
-        if new_word != word {
-            self.heap.write_u64(offset + 8, new_word);
-        }
+        let [first, word] = self.heap.read_two_u64(self.heap.offset(slot));
+        let head = Head { slot, first, word };
+        self.note_plain_read(head, now_s, head.bits());
     }
 
     pub(crate) fn version(&self, slot: Slot) -> u64 {
@@ -413,38 +471,26 @@ impl Items {
         self.heap.write_u32(at, chunk);
     }
 
-    /// The item as most reads want it; `None` when it is not [`Plain`].
+    /// The item as most reads want it, and its key; `None` when it is not [`Plain`].
     #[inline(always)]
-    pub(crate) fn plain(&self, slot: Slot) -> Option<Plain<'_>> {
+    pub(crate) fn plain(&self, slot: Slot) -> Option<(Plain<'_>, &[u8])> {
         let offset = self.heap.offset(slot);
         let [first, word] = self.heap.read_two_u64(offset);
-        if word & INVOLVED != 0 {
-            return None;
-        }
-        let mut at = offset + self.fixed_len();
-        let (mut flags, mut deadline) = (0, u64::MAX);
-        if word & Mark::FLAGS.0 != 0 {
-            flags = self.heap.read_u32(at);
-            at += 4;
-        }
-        if word & Mark::TTL.0 != 0 {
-            deadline = self.heap.read_u64(at);
-            at += 16;
-        }
-        let key_len = ((word >> KEY_SHIFT) & 0x7fff) as usize + 1;
-        let value_len = (word & ((1 << VALUE_BITS) - 1)) as usize;
-        let (key, value) = self.heap.bytes(at, key_len + value_len).split_at(key_len);
-        Some(Plain { head: Head { slot, first, word }, flags, deadline, key, value })
+        let head = Head { slot, first, word };
+        let u32_at = |at| self.heap.read_u32(offset + at);
+        let u64_at = |at| self.heap.read_u64(offset + at);
+        let Parts { flags, deadline, key_at } = head.parts(self.fixed_len(), u32_at, u64_at)?;
+        let (key_len, value_len) = (head.key_len(), head.value_len());
+        let bytes = self.heap.bytes(offset + key_at, key_len + value_len);
+        let (key, value) = bytes.split_at(key_len);
+        Some((Plain { head, flags, deadline, value }, key))
     }
 
-    /// Notes a read of the item with this head, and gives it these policy bits. Like
-    /// [`note_read`](Self::note_read) it writes only when something changes: with two threads that
-    /// is a fifth more reads of hot items than if each made them dirty.
+    /// Notes a read of the item with this head, and gives it these policy bits.
     #[inline(always)]
     pub(crate) fn note_plain_read(&mut self, head: Head, now_s: u32, bits: u8) {
-        let (first, word) = after_read(head.first, head.word, now_s);
-        let word = (word & !(63 << POLICY_SHIFT)) | (u64::from(bits & 63) << POLICY_SHIFT);
-        if (first, word) != (head.first, head.word) {
+        if !head.is_noted(now_s, bits) {
+            let (first, word) = head.after_read(now_s, bits);
             let offset = self.heap.offset(head.slot);
             self.heap.write_two_u64(offset, [first, word]);
         }

@@ -25,17 +25,24 @@
 //! # Ok::<(), kiln_engine::StoreError>(())
 //! ```
 
+mod ahead;
+mod directory;
 mod flush;
 mod heap;
 mod index;
 mod item;
 mod ops;
 pub mod policy;
+mod racy;
 mod region;
+mod seqlock;
 mod shard;
 mod store;
+mod tally;
+mod view;
 mod wheel;
 
+pub use ahead::Ahead;
 pub use item::{KEY_LEN_MAX, VALUE_LEN_MAX};
 pub use ops::{
     ArithmeticOptions, ArithmeticOutcome, DeleteOptions, DeleteOutcome, Direction, Expiry,

@@ -44,6 +44,14 @@ pub struct GetOptions {
     pub version: Option<u64>,
 }
 
+impl GetOptions {
+    /// Whether a read asks for nothing but what is there.
+    #[inline(always)]
+    pub(crate) fn is_plain(&self) -> bool {
+        self.touch.is_none() && self.vivify.is_none() && self.recache_below_ms.is_none()
+    }
+}
+
 /// Under which condition, and how, a value is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WriteMode {

@@ -16,14 +16,18 @@
 //! Cost: taking and giving a page is one uncontended lock; a page serves hundreds of items.
 
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
 use memmap2::{Advice, MmapMut, MmapOptions, UncheckedAdvice};
 use parking_lot::Mutex;
 
 use crate::heap::PageMeta;
+use crate::racy::{RacyBytes, SPAN_LEN};
 
 /// Bytes in a page: the unit in which shards take memory.
 pub(crate) const PAGE_LEN: usize = 64 * 1024;
+
+const _: () = assert!(SPAN_LEN <= PAGE_LEN);
 
 /// Number of a page in its region. Page 0 is reserved.
 pub(crate) type PageId = u32;
@@ -73,9 +77,10 @@ impl Region {
     /// Reserves address space for `reserve_bytes` and lets `limit_bytes` of it be used.
     pub(crate) fn new(limit_bytes: usize, reserve_bytes: usize) -> std::io::Result<Arc<Self>> {
         let pages = reserve_bytes.max(limit_bytes).div_ceil(PAGE_LEN) + 1;
-        // Aligned by hand to 64 KiB at least: index buckets must not straddle cache lines.
+        // Aligned by hand to 64 KiB at least: index buckets must not straddle cache lines. Behind
+        // the last page lies one that nobody has: see `racy`.
         let mut map =
-            MmapOptions::new().len((pages + 1) * PAGE_LEN).no_reserve_swap().map_anon()?;
+            MmapOptions::new().len((pages + 2) * PAGE_LEN).no_reserve_swap().map_anon()?;
         // A refusal costs speed only: the kernel may be built without huge pages.
         let _ = map.advise(Advice::HugePage);
         let start = map.as_mut_ptr();
@@ -105,6 +110,13 @@ impl Region {
         self.base
     }
 
+    /// The pages, for reading while others write to them. To be used no longer than the region is.
+    pub(crate) fn racy(&self) -> RacyBytes {
+        // SAFETY: the pages are mapped as long as the region lives, and a page more behind them;
+        // anonymous memory is zeroed, so always initialised.
+        unsafe { RacyBytes::new(self.base, self.len()) }
+    }
+
     /// Where the heap that holds this page keeps what it knows of it. The pointer is aligned and
     /// lives as long as the region; its content is the holder's affair.
     pub(crate) fn meta(&self, page: PageId) -> *mut PageMeta {
@@ -120,6 +132,9 @@ impl Region {
     /// Takes a page, or `None` at the ceiling.
     pub(crate) fn take(&self) -> Option<PageId> {
         let mut pool = self.pool.lock();
+        // The page may have been another shard's a moment ago. Whoever sees what is written to it
+        // from here on sees that the other shard changed: see `seqlock`.
+        fence(Ordering::Release);
         if pool.taken >= pool.limit_pages() {
             return None;
         }
@@ -139,6 +154,8 @@ impl Region {
     /// so that after the ceiling was lowered writes can still make their own room.
     pub(crate) fn take_in_exchange(&self) -> Option<PageId> {
         let mut pool = self.pool.lock();
+        // As in `take`.
+        fence(Ordering::Release);
         let page = pool.free.pop()?;
         pool.taken += 1;
         Some(page)

@@ -8,22 +8,27 @@
 //! Locks: never two shards at once. When a shard cannot make room and holds less than its part,
 //! the store makes the richest shard give a page, then tries again.
 
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
+use crate::ahead::Ahead;
 use crate::flush::FlushTimer;
 use crate::heap::{CHUNK_LEN, Heap, Slot};
 use crate::index::Lookup;
-use crate::item::{INLINE_LEN_MAX, KEY_LEN_MAX, VALUE_LEN_MAX};
+use crate::item::{Head, INLINE_LEN_MAX, KEY_LEN_MAX, VALUE_LEN_MAX};
 use crate::ops::{
     ArithmeticOptions, ArithmeticOutcome, DeleteOptions, DeleteOutcome, Expiry, GetOptions,
     ItemInfo, Stats, TouchOutcome, WriteMode, WriteOptions, WriteOutcome,
 };
 use crate::policy::{Policy, PolicyKind};
 use crate::region::{PAGE_LEN, Region};
+use crate::racy::CopyBuffer;
 use crate::shard::{Full, Now, Shard, Source};
+use crate::tally::{Sums, Tally};
+use crate::view::ShardView;
 
 /// The least memory a store works with, in bytes.
 pub const MEMORY_MIN: usize = 4 << 20;
@@ -110,8 +115,43 @@ pub struct Store {
 #[repr(align(128))]
 struct Padded(Mutex<Shard>);
 
+/// A shard, locked. Readers without the lock believe nothing they see meanwhile.
+struct Locked<'a> {
+    shard: MutexGuard<'a, Shard>,
+    view: &'a ShardView,
+}
+
+impl Deref for Locked<'_> {
+    type Target = Shard;
+
+    #[inline]
+    fn deref(&self) -> &Shard {
+        &self.shard
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut Shard {
+        &mut self.shard
+    }
+}
+
+impl Drop for Locked<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.view.publish(&self.shard);
+        self.view.sequence.end_write();
+    }
+}
+
 struct Inner {
+    // Before the shards: views read what these own.
+    views: Box<[ShardView]>,
     shards: Box<[Padded]>,
+    tally: Tally,
+    /// Bit i is set where a hit leaves the policy bits i of an item as they are.
+    settled_bits: u64,
     shard_shift: u32,
     region: Arc<Region>,
     value_len_max: usize,
@@ -121,9 +161,24 @@ struct Inner {
     flushes: AtomicU64,
 }
 
+impl Inner {
+    #[inline]
+    fn lock(&self, number: usize) -> Locked<'_> {
+        let view = &self.views[number];
+        let shard = self.shards[number].0.lock();
+        view.sequence.begin_write();
+        Locked { shard, view }
+    }
+
+    /// The shards in turn, each locked until the next is asked for.
+    fn each(&self) -> impl Iterator<Item = Locked<'_>> {
+        (0..self.shards.len()).map(|number| self.lock(number))
+    }
+}
+
 /// A value as a reader sees it.
 pub enum Value<'a> {
-    /// In one piece, under the shard's lock: copy it and return.
+    /// In one piece, perhaps under the shard's lock: copy it and return.
     Inline(&'a [u8]),
     /// Large: keep the handle and read without the lock.
     Large(PinnedValue),
@@ -206,8 +261,12 @@ impl Store {
                 )))
             })
             .collect();
+        let views = shards.iter().map(|shard| ShardView::new(&shard.0.lock())).collect();
         let store = Self {
             inner: Arc::new(Inner {
+                views,
+                tally: Tally::new(),
+                settled_bits: policy.settled_bits(),
                 shard_shift: 64 - shards.len().trailing_zeros().max(1),
                 shards,
                 region,
@@ -256,8 +315,8 @@ impl Store {
 
     fn share_out(&self) {
         let pages = self.inner.region.limit_bytes() / PAGE_LEN / self.inner.shards.len();
-        for shard in &self.inner.shards {
-            shard.0.lock().set_fair_pages(u32::try_from(pages).unwrap_or(u32::MAX));
+        for mut shard in self.inner.each() {
+            shard.set_fair_pages(u32::try_from(pages).unwrap_or(u32::MAX));
         }
     }
 
@@ -268,8 +327,13 @@ impl Store {
     }
 
     #[inline]
-    fn shard(&self, hash: u64) -> &Mutex<Shard> {
-        &self.inner.shards[self.shard_number(hash)].0
+    fn shard(&self, hash: u64) -> Locked<'_> {
+        self.inner.lock(self.shard_number(hash))
+    }
+
+    #[inline]
+    fn view(&self, hash: u64) -> &ShardView {
+        &self.inner.views[self.shard_number(hash)]
     }
 
     #[inline]
@@ -289,29 +353,29 @@ impl Store {
 
     // ---- batches -------------------------------------------------------------------------
 
-    /// First pass over a batch: asks for the index bucket of each key. One pass for the whole
-    /// batch, then [`prefetch_items`](Self::prefetch_items), then the operations: the cache misses
-    /// of a batch then overlap rather than follow each other.
-    pub fn prefetch_buckets(&self, hashes: &[u64]) {
-        for &hash in hashes {
-            if let Some(shard) = self.shard(hash).try_lock() {
-                shard.prefetch_bucket(hash);
-            }
-        }
+    /// The hashes of a batch in turn, to run its operations with: while one is at work, what the
+    /// next ones need is on its way from memory. The misses of a batch then overlap with each
+    /// other and with the work on those before them.
+    #[inline]
+    pub fn ahead<'a>(&'a self, hashes: &'a [u64]) -> Ahead<'a> {
+        Ahead::new(self, hashes)
     }
 
-    /// Second pass: asks for the items themselves.
-    pub fn prefetch_items(&self, hashes: &[u64]) {
-        for &hash in hashes {
-            if let Some(shard) = self.shard(hash).try_lock() {
-                shard.prefetch_item(hash);
-            }
-        }
+    /// Asks for the index bucket of a key.
+    #[inline]
+    pub(crate) fn prefetch_bucket(&self, hash: u64) {
+        self.view(hash).prefetch_bucket(hash);
+    }
+
+    /// Asks for the item of a key, whose bucket was asked for a while ago.
+    #[inline]
+    pub(crate) fn prefetch_item(&self, hash: u64) {
+        self.view(hash).prefetch_item(hash);
     }
 
     // ---- reading -------------------------------------------------------------------------
 
-    /// Reads an item. `read` runs under the shard's lock when the value is inline: it should copy
+    /// Reads an item. `read` may run under the shard's lock when the value is inline: it should copy
     /// what it needs and return. `None` is a miss.
     ///
     /// With a touch in `options` the item may have to move; when there is no room for that, it is
@@ -319,7 +383,7 @@ impl Store {
     ///
     /// `read` must not call the store, nor drop a [`PinnedValue`] of it: it may hold the lock that
     /// they need.
-    #[inline]
+    #[inline(always)]
     pub fn get<R>(
         &self,
         key: &[u8],
@@ -332,30 +396,69 @@ impl Store {
         if key.is_empty() || key.len() > KEY_LEN_MAX {
             return None;
         }
-        let mut shard = self.shard(hash).lock();
-        if options.touch.or(options.vivify).is_none() && options.recache_below_ms.is_none() {
+        if options.is_plain() {
+            let mut buffer = CopyBuffer::new();
+            match self.view(hash).find(hash, key, &mut buffer) {
+                Lookup::Found(item)
+                    if item.deadline > now.ms
+                        && (options.no_bump || self.is_noted(item.head, now)) =>
+                {
+                    self.inner.tally.hit();
+                    return Some(read(&item.info(now.s), Value::Inline(item.value)));
+                }
+                Lookup::Absent => {
+                    self.inner.tally.miss();
+                    return None;
+                }
+                _ => {}
+            }
+        }
+        let mut read = Some(read);
+        let mut outcome = None;
+        self.get_locked(key, hash, options, now, &mut |info, value| {
+            outcome = read.take().map(|read| read(info, value));
+        });
+        outcome
+    }
+
+    /// Whether a use of the item with this head leaves it as it is.
+    #[inline(always)]
+    fn is_noted(&self, head: Head, now: Now) -> bool {
+        let bits = head.bits();
+        self.inner.settled_bits >> bits & 1 != 0 && head.is_noted(now.s, bits)
+    }
+
+    /// Reads an item under the lock: for reads that change it, and when a writer is at the shard.
+    /// Calls `read` once, or not at all.
+    #[inline(never)]
+    fn get_locked(
+        &self,
+        key: &[u8],
+        hash: u64,
+        options: &GetOptions,
+        now: Now,
+        read: &mut dyn FnMut(&ItemInfo, Value<'_>),
+    ) {
+        let mut shard = self.shard(hash);
+        if options.is_plain() {
             match shard.find_plain(hash, key, now) {
                 Lookup::Found(item) => {
                     let head = item.head;
-                    let outcome = read(&item.info(now.s), Value::Inline(item.value));
-                    shard.note_plain_hit(head, hash, options.no_bump, now);
-                    return Some(outcome);
+                    read(&item.info(now.s), Value::Inline(item.value));
+                    return shard.note_plain_hit(head, hash, options.no_bump, now);
                 }
-                Lookup::Absent => {
-                    shard.note_plain_miss();
-                    return None;
-                }
+                Lookup::Absent => return shard.note_plain_miss(),
                 Lookup::Involved => {}
             }
         }
         let mut found = None;
         let shard = self.get_involved(shard, key, hash, options, now, &mut found);
-        let (slot, info) = found?;
+        let Some((slot, info)) = found else { return };
         if info.value_len <= INLINE_LEN_MAX {
-            return Some(read(&info, Value::Inline(shard.items.tail(slot))));
+            return read(&info, Value::Inline(shard.items.tail(slot)));
         }
         drop(shard);
-        Some(read(&info, Value::Large(self.pinned(hash, slot))))
+        read(&info, Value::Large(self.pinned(hash, slot)));
     }
 
     /// Finds an item for a read that may change it, and pins it when it is large. Returns the
@@ -363,19 +466,19 @@ impl Store {
     #[cold]
     fn get_involved<'a>(
         &'a self,
-        mut shard: MutexGuard<'a, Shard>,
+        mut shard: Locked<'a>,
         key: &[u8],
         hash: u64,
         options: &GetOptions,
         now: Now,
         found: &mut Option<(Slot, ItemInfo)>,
-    ) -> MutexGuard<'a, Shard> {
+    ) -> Locked<'a> {
         *found = match shard.get(hash, key, options, now) {
             Ok(found) => found,
             Err(Full) => {
                 drop(shard);
                 let placed = self.run(hash, now, |shard| shard.get(hash, key, options, now));
-                shard = self.shard(hash).lock();
+                shard = self.shard(hash);
                 // Found once more, under this lock: as it is now, or else with its old end.
                 let again = GetOptions { touch: None, vivify: None, ..*options };
                 match placed {
@@ -396,7 +499,7 @@ impl Store {
     #[must_use]
     pub fn peek(&self, key: &[u8], hash: u64, now_ms: u64) -> Option<ItemInfo> {
         let now = self.begin(now_ms);
-        self.shard(hash).lock().peek(hash, key, now).map(|(_, info)| info)
+        self.shard(hash).peek(hash, key, now).map(|(_, info)| info)
     }
 
     // ---- writing -------------------------------------------------------------------------
@@ -409,7 +512,7 @@ impl Store {
         mut operation: impl FnMut(&mut Shard) -> Result<T, Full>,
     ) -> Result<T, Full> {
         for _ in 0..STEALS_MAX {
-            let mut shard = self.shard(hash).lock();
+            let mut shard = self.shard(hash);
             if let Ok(outcome) = operation(&mut shard) {
                 if let Some((old, new)) = shard.heap_change() {
                     self.inner.region.account_heap(old, new);
@@ -422,7 +525,7 @@ impl Store {
             }
         }
         // Once more as a shard that need not wait for others.
-        let mut shard = self.shard(hash).lock();
+        let mut shard = self.shard(hash);
         shard.without_waiting(|shard| operation(shard))
     }
 
@@ -434,9 +537,9 @@ impl Store {
         let own = self.shard_number(hash);
         let richest = (0..self.inner.shards.len())
             .filter(|&number| number != own)
-            .max_by_key(|&number| self.inner.shards[number].0.lock().items.heap.pages());
+            .max_by_key(|&number| self.inner.lock(number).items.heap.pages());
         let Some(richest) = richest else { return false };
-        self.inner.shards[richest].0.lock().give_page(now, STEAL_STEPS)
+        self.inner.lock(richest).give_page(now, STEAL_STEPS)
     }
 
     /// Writes a value as `options` say.
@@ -451,7 +554,7 @@ impl Store {
         let now = self.begin(now_ms);
         let extends = matches!(options.mode, WriteMode::Append | WriteMode::Prepend);
         if key.is_empty() || key.len() > KEY_LEN_MAX || value.len() > self.inner.value_len_max {
-            let mut shard = self.shard(hash).lock();
+            let mut shard = self.shard(hash);
             shard.count(|stats| stats.too_large += 1);
             if options.mode == WriteMode::Set {
                 shard.forget(hash, key);
@@ -473,7 +576,7 @@ impl Store {
             }
             Ok(outcome) => outcome,
             Err(Full) => {
-                let mut shard = self.shard(hash).lock();
+                let mut shard = self.shard(hash);
                 shard.count(|stats| {
                     stats.writes += 1;
                     stats.no_memory += 1;
@@ -505,11 +608,11 @@ impl Store {
             });
         }
         // Refusals come before room is made: a large value would evict much in vain.
-        if let Some(refusal) = self.shard(hash).lock().refusal(hash, key, options, now) {
+        if let Some(refusal) = self.shard(hash).refusal(hash, key, options, now) {
             return Ok(refusal);
         }
         if len > self.memory() / 2 {
-            self.shard(hash).lock().count(|stats| stats.too_large += 1);
+            self.shard(hash).count(|stats| stats.too_large += 1);
             return Ok(WriteOutcome::TooLarge);
         }
         let mut draft = Draft { store: self, hash, chunks: Vec::new() };
@@ -537,7 +640,7 @@ impl Store {
 
     /// Counts a write that the caller refused as over the size limit before it came here.
     pub fn count_too_large(&self, hash: u64) {
-        self.shard(hash).lock().count(|stats| {
+        self.shard(hash).count(|stats| {
             stats.writes += 1;
             stats.too_large += 1;
         });
@@ -567,7 +670,7 @@ impl Store {
                 continue;
             }
             if info.value_len + value.len() > self.inner.value_len_max {
-                self.shard(hash).lock().count(|stats| stats.too_large += 1);
+                self.shard(hash).count(|stats| stats.too_large += 1);
                 return Ok(WriteOutcome::TooLarge);
             }
             let mut pieces: Vec<&[u8]> = old.slices();
@@ -595,7 +698,7 @@ impl Store {
 
     /// An item and its value as they are, for a rewrite: no use is counted, no right given.
     fn hold(&self, key: &[u8], hash: u64, now: Now) -> Option<(ItemInfo, Held)> {
-        let mut shard = self.shard(hash).lock();
+        let mut shard = self.shard(hash);
         let (slot, info) = shard.peek(hash, key, now)?;
         if info.value_len <= INLINE_LEN_MAX {
             return Some((info, Held::Copied(shard.items.tail(slot).to_vec())));
@@ -619,7 +722,7 @@ impl Store {
     ) -> DeleteOutcome {
         let now = self.begin(now_ms);
         self.run(hash, now, |shard| shard.delete(hash, key, options, now)).unwrap_or_else(|Full| {
-            self.shard(hash).lock().forget(hash, key);
+            self.shard(hash).forget(hash, key);
             DeleteOutcome::OutOfMemory
         })
     }
@@ -661,14 +764,14 @@ impl Store {
 
     fn clear(&self) {
         let mut slots = Vec::new();
-        for shard in &self.inner.shards {
-            if shard.0.lock().clear() {
+        for number in 0..self.inner.shards.len() {
+            if self.inner.lock(number).clear() {
                 continue;
             }
             // Readers hold large values: bucket by bucket, with the lock free in between.
             let mut cursor = Some(0);
             while let Some(at) = cursor {
-                cursor = shard.0.lock().clear_bucket(at, &mut slots);
+                cursor = self.inner.lock(number).clear_bucket(at, &mut slots);
             }
         }
     }
@@ -692,8 +795,10 @@ impl Store {
         let mut bucket = cursor as u32;
         let mut page = ScanPage::default();
         for _ in 0..BUCKETS_MAX {
-            let Some(shard) = self.inner.shards.get(number) else { return page };
-            let shard = shard.0.lock();
+            if number >= self.inner.shards.len() {
+                return page;
+            }
+            let shard = self.inner.lock(number);
             let next = shard.index.walk(&shard.items, bucket, |slot| {
                 if let Some(info) = shard.info_of(slot, now) {
                     page.seen += 1;
@@ -725,10 +830,9 @@ impl Store {
     pub fn maintain(&self, now_ms: u64, steps: usize) -> Upkeep {
         let now = self.begin(now_ms);
         let mut upkeep = Upkeep::default();
-        for shard in &self.inner.shards {
+        for mut shard in self.inner.each() {
             // Over the ceiling: it was lowered, or the heap grew by what the policy remembers.
             let excess = self.inner.region.excess_pages();
-            let mut shard = shard.0.lock();
             upkeep.more |= shard.maintain(now, steps, excess);
             if let Some((old, new)) = shard.heap_change() {
                 self.inner.region.account_heap(old, new);
@@ -745,9 +849,12 @@ impl Store {
     #[must_use]
     pub fn stats(&self) -> Stats {
         let mut total = Stats::default();
-        for shard in &self.inner.shards {
-            total.add(&shard.0.lock().stats());
+        for shard in self.inner.each() {
+            total.add(&shard.stats());
         }
+        let Sums { hits, misses } = self.inner.tally.sums();
+        total.get_hits += hits;
+        total.get_misses += misses;
         total.flushes = self.inner.flushes.load(Ordering::Relaxed);
         total.page_bytes = u64::from(self.inner.region.taken_pages()) * PAGE_LEN as u64;
         total
@@ -755,9 +862,10 @@ impl Store {
 
     /// Sets all counters to zero; gauges stay.
     pub fn reset_stats(&self) {
-        for shard in &self.inner.shards {
-            shard.0.lock().count(|stats| *stats = Stats::default());
+        for mut shard in self.inner.each() {
+            shard.count(|stats| *stats = Stats::default());
         }
+        self.inner.tally.reset();
         self.inner.flushes.store(0, Ordering::Relaxed);
     }
 
@@ -765,8 +873,8 @@ impl Store {
     #[must_use]
     pub fn classes(&self) -> Vec<ClassUsage> {
         let mut classes: Vec<ClassUsage> = Vec::new();
-        for shard in &self.inner.shards {
-            for (slot_len, pages, used, free) in shard.0.lock().items.heap.class_usage() {
+        for shard in self.inner.each() {
+            for (slot_len, pages, used, free) in shard.items.heap.class_usage() {
                 let at = classes.partition_point(|class| class.slot_len < slot_len);
                 if classes.get(at).is_none_or(|class| class.slot_len != slot_len) {
                     classes.insert(at, ClassUsage { slot_len, pages: 0, used: 0, free: 0 });
@@ -800,7 +908,7 @@ struct Draft<'a> {
 impl Drop for Draft<'_> {
     fn drop(&mut self) {
         if !self.chunks.is_empty() {
-            self.store.shard(self.hash).lock().drop_chunks(&self.chunks);
+            self.store.shard(self.hash).drop_chunks(&self.chunks);
         }
     }
 }
@@ -855,7 +963,7 @@ impl PinnedValue {
     /// The value's bytes, in order, in pieces of at most 16 KiB.
     #[must_use]
     pub fn slices(&self) -> Vec<&[u8]> {
-        let shard = self.inner.shards[self.shard].0.lock();
+        let shard = self.inner.lock(self.shard);
         let items = &shard.items;
         let (tail_at, tail_len) = items.tail_span(self.slot);
         let spans = (0..items.chunk_count(self.slot))
@@ -875,7 +983,7 @@ impl PinnedValue {
 
 impl Drop for PinnedValue {
     fn drop(&mut self) {
-        self.inner.shards[self.shard].0.lock().unpin(self.slot);
+        self.inner.lock(self.shard).unpin(self.slot);
     }
 }
 

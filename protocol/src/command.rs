@@ -10,6 +10,8 @@
 /// When an item ends, as the client asked for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ttl {
+    /// As the cache has it for writes that name no end.
+    Default,
     /// The item stays until it is evicted or deleted.
     Never,
     /// Milliseconds from the moment the command is executed; always above zero.

@@ -10,6 +10,7 @@
 
 pub mod command;
 pub mod memcached;
+pub mod native;
 
 /// What a parser makes of the bytes it was given.
 ///

@@ -12,17 +12,15 @@ use crate::{config::Loaded, connections::Endpoint, node::Node};
 pub(crate) struct ReadyLine<'a> {
     /// The node.
     pub(crate) node: &'a Node,
-    /// Where HTTP is served.
-    pub(crate) http: Option<SocketAddr>,
 }
 
 impl fmt::Display for ReadyLine<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let config = &self.node.config;
+        let Node { config, endpoints, .. } = self.node;
         write!(f, "ready name={}", config.name)?;
-        write!(f, " memcached={}", OrOff(memcached(self.node)))?;
-        write!(f, " native={}", config.listen_native)?;
-        write!(f, " http={}", OrOff(self.http))?;
+        write!(f, " memcached={}", OrOff(endpoints.memcached_tcp()))?;
+        write!(f, " native={}", OrOff(endpoints.native))?;
+        write!(f, " http={}", OrOff(endpoints.http))?;
         write!(f, " peer={} ingest={}", config.listen_peer, config.listen_ingest)
     }
 }
@@ -38,15 +36,17 @@ impl ReadyLine<'_> {
 }
 
 /// Tells people on standard error what runs, where, and what to try.
-pub(crate) fn banner(node: &Node, http: Option<SocketAddr>, loaded: &Loaded) -> String {
-    let config = &node.config;
+pub(crate) fn banner(node: &Node, loaded: &Loaded) -> String {
+    let Node { config, endpoints, .. } = node;
+    let memcached = endpoints.memcached_tcp();
     let file = loaded.file.as_ref().map_or("none".to_owned(), |path| path.display().to_string());
     let mut lines = vec![
         format!("Kiln {}, node {}, pid {}", env!("BUILD_VERSION"), config.name, std::process::id()),
-        format!("  memcached  {}", OrOff(memcached(node))),
+        format!("  memcached  {}", OrOff(memcached)),
     ];
     lines.extend(unix(node).map(|path| format!("             {path} (Unix socket)")));
-    lines.push(match http {
+    lines.push(format!("  native     {}", OrOff(endpoints.native)));
+    lines.push(match endpoints.http {
         Some(address) => format!("  http       http://{address} (/livez /readyz /metrics)"),
         None => "  http       off".to_owned(),
     });
@@ -59,7 +59,7 @@ pub(crate) fn banner(node: &Node, http: Option<SocketAddr>, loaded: &Loaded) -> 
         config.threads, config.max_connections
     ));
     lines.push(format!("  config     {file} (kiln config show --origin)"));
-    let command = memcached(node)
+    let command = memcached
         .map(|address| format!("nc {} {}", address.ip(), address.port()))
         .or_else(|| unix(node).map(|path| format!("nc -U {path}")));
     lines.extend(
@@ -69,15 +69,8 @@ pub(crate) fn banner(node: &Node, http: Option<SocketAddr>, loaded: &Loaded) -> 
     lines.join("\n")
 }
 
-fn memcached(node: &Node) -> Option<SocketAddr> {
-    node.endpoints.iter().find_map(|endpoint| match endpoint {
-        Endpoint::Tcp(address) => Some(*address),
-        Endpoint::Unix(_) => None,
-    })
-}
-
 fn unix(node: &Node) -> Option<&str> {
-    node.endpoints.iter().find_map(|endpoint| match endpoint {
+    node.endpoints.memcached.iter().find_map(|endpoint| match endpoint {
         Endpoint::Unix(path) => Some(path.as_ref()),
         Endpoint::Tcp(_) => None,
     })
@@ -97,12 +90,16 @@ impl fmt::Display for OrOff {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Sources;
+    use crate::{config::Sources, node::Endpoints};
 
-    fn node(endpoints: Vec<Endpoint>) -> (Node, Loaded) {
+    fn node(endpoints: Endpoints) -> (Node, Loaded) {
         let flags = vec![("name", "n1".to_owned()), ("memory", "8m".to_owned())];
         let loaded = Sources { flags, ..Sources::default() }.load().unwrap();
         (Node::new(loaded.config.clone(), None, endpoints).unwrap(), loaded)
+    }
+
+    fn memcached(endpoint: Endpoint) -> Endpoints {
+        Endpoints { memcached: vec![endpoint], ..Endpoints::default() }
     }
 
     fn at(text: &str) -> SocketAddr {
@@ -111,27 +108,32 @@ mod tests {
 
     #[test]
     fn the_ready_line_names_every_listener_with_its_real_port() {
-        let (node, _) = node(vec![Endpoint::Tcp(at("127.0.0.1:4711"))]);
+        let (node, _) = node(Endpoints {
+            memcached: vec![Endpoint::Tcp(at("127.0.0.1:4711"))],
+            native: Some(at("127.0.0.1:4712")),
+            http: Some(at("[::1]:80")),
+        });
         assert_eq!(
-            ReadyLine { node: &node, http: Some(at("[::1]:80")) }.to_string(),
-            "ready name=n1 memcached=127.0.0.1:4711 native=off http=[::1]:80 peer=off ingest=off"
+            ReadyLine { node: &node }.to_string(),
+            "ready name=n1 memcached=127.0.0.1:4711 native=127.0.0.1:4712 http=[::1]:80 peer=off \
+             ingest=off"
         );
     }
 
     #[test]
     fn a_listener_that_is_off_says_so_in_the_ready_line() {
-        let (node, _) = node(vec![Endpoint::Unix("/run/k.sock".into())]);
+        let (node, _) = node(memcached(Endpoint::Unix("/run/k.sock".into())));
         assert_eq!(
-            ReadyLine { node: &node, http: None }.to_string(),
+            ReadyLine { node: &node }.to_string(),
             "ready name=n1 memcached=off native=off http=off peer=off ingest=off"
         );
     }
 
     #[test]
     fn the_banner_shows_a_command_to_try_for_the_listener_there_is() {
-        let (tcp, loaded) = node(vec![Endpoint::Tcp(at("127.0.0.1:4711"))]);
-        assert!(banner(&tcp, None, &loaded).contains("| nc 127.0.0.1 4711\n"));
-        let (unix, loaded) = node(vec![Endpoint::Unix("/run/k.sock".into())]);
-        assert!(banner(&unix, None, &loaded).contains("| nc -U /run/k.sock\n"));
+        let (tcp, loaded) = node(memcached(Endpoint::Tcp(at("127.0.0.1:4711"))));
+        assert!(banner(&tcp, &loaded).contains("| nc 127.0.0.1 4711\n"));
+        let (unix, loaded) = node(memcached(Endpoint::Unix("/run/k.sock".into())));
+        assert!(banner(&unix, &loaded).contains("| nc -U /run/k.sock\n"));
     }
 }

@@ -5,9 +5,13 @@
 
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
-use clap::{Arg, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueHint};
+use clap::{
+    Arg, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueHint,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
 
 use crate::{
+    commands::{self, ClientCommand},
     config::{self, ConfigError, Loaded, SETTINGS, Sources, TomlForm},
     failure::Failure,
     serve,
@@ -17,11 +21,14 @@ const EXIT_CODES: &str = "\
 Exit codes:
   0  done; for serve: stopped in good order
   1  failed: a port is taken, a file cannot be read, …
-  2  the command line or a setting is wrong; nothing was started";
+  2  the command line or a setting is wrong; nothing was started
+  3  a command cannot connect, or has no answer in time
+  4  a command was refused: credentials, permissions, limits";
 
 /// Kiln, a distributed in-memory key-value cache that speaks memcached.
 ///
-/// Without a command it serves, as `kiln serve` does: one node, everything on this host only.
+/// Without a command it serves, as `kiln serve` does: one node, everything on this host only. The
+/// commands that use a cluster find it by --address or KILN_ADDRESS.
 #[derive(Parser)]
 #[command(name = "kiln", version = env!("BUILD_VERSION"), after_help = EXIT_CODES)]
 struct Cli {
@@ -37,6 +44,8 @@ enum Command {
     /// 30s, 5m. When the node can serve, it prints one line on standard output: ready name=… .
     #[command(after_help = EXIT_CODES)]
     Serve(SettingArgs),
+    #[command(flatten)]
+    Client(ClientCommand),
     /// Check settings, show those in effect, print a sample file.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -141,9 +150,11 @@ impl SettingArgs {
 
 /// Reads the command line and does what it says.
 pub(crate) fn run() -> ExitCode {
-    let result = match Cli::parse().command {
+    let cli = Cli::try_parse().unwrap_or_else(|error| refuse(error));
+    let result = match cli.command {
         None => load(&Sources::of_process(None, Vec::new())).and_then(serve::run),
         Some(Command::Serve(settings)) => settings.load().and_then(serve::run),
+        Some(Command::Client(command)) => return commands::run(command, Cli::command),
         Some(Command::Config(command)) => config_command(command),
         Some(Command::Completion { shell }) => {
             let mut script = Vec::new();
@@ -156,6 +167,39 @@ pub(crate) fn run() -> ExitCode {
         Err(failure) => failure.report(),
     }
 }
+
+/// Says what is wrong with the command line, and what would be right for habits from elsewhere.
+fn refuse(error: clap::Error) -> ! {
+    let foreign = match (error.kind(), error.get(ContextKind::InvalidArg)) {
+        (ErrorKind::UnknownArgument, Some(ContextValue::String(argument))) => {
+            FOREIGN_FLAGS.iter().find(|(flag, _)| argument == flag)
+        }
+        _ => None,
+    };
+    if let Some((flag, ours)) = foreign {
+        let _ = error.print();
+        eprintln!("\n  tip: memcached's {flag} is `kiln serve {ours}` here");
+        std::process::exit(error.exit_code());
+    }
+    error.exit()
+}
+
+/// Flags of memcached that fingers know, and what they are called here.
+const FOREIGN_FLAGS: &[(&str, &str)] = &[
+    ("-m", "--memory 64MiB"),
+    ("-p", "--listen-memcached 127.0.0.1:11211"),
+    ("-l", "--listen-memcached 0.0.0.0:11211"),
+    ("-s", "--listen-memcached-unix PATH"),
+    ("-t", "--threads 4"),
+    ("-c", "--max-connections 4096"),
+    ("-I", "--max-item-size 1MiB"),
+    ("-M", "--eviction none"),
+    ("-A", "--enable-shutdown"),
+    ("-F", "--disable-flush"),
+    ("-P", "--pid-file FILE"),
+    ("-Y", "--auth-file FILE"),
+    ("-v", "--log-level debug"),
+];
 
 fn config_command(command: ConfigCommand) -> Result<(), Failure> {
     match command {
@@ -227,8 +271,8 @@ mod tests {
 
     #[test]
     fn a_listener_that_is_not_available_yet_is_refused() {
-        assert!(settings(&["--listen-native", "off"]).is_ok());
-        let error = settings(&["--listen-native", "127.0.0.1:7311"]).unwrap_err();
+        assert!(settings(&["--listen-peer", "off"]).is_ok());
+        let error = settings(&["--listen-peer", "127.0.0.1:7312"]).unwrap_err();
         assert!(error.to_string().contains("not available yet"), "{error}");
         assert_eq!(error.exit_code(), 2);
     }

@@ -21,7 +21,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 
-use crate::node::Node;
+use crate::{mailbox::Mailbox, node::Node};
 
 /// Where a client is, or where one is waited for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +52,8 @@ pub(crate) struct Peer {
     pub(crate) remote: Endpoint,
     /// The listener that took the connection.
     pub(crate) local: Endpoint,
+    /// Where notes for its client are put, when it can be told what it did not ask for.
+    pub(crate) mailbox: Option<Arc<Mailbox>>,
     /// When the last request came (at first: the connection), in milliseconds of the node's clock.
     active_ms: AtomicU64,
     resting: AtomicBool,
@@ -62,6 +64,12 @@ impl Peer {
     #[inline]
     pub(crate) fn busy(&self, now_ms: u64) {
         self.active_ms.store(now_ms, Relaxed);
+        self.resting.store(false, Relaxed);
+    }
+
+    /// Something is being told that nobody asked for. Not for want of this is a client idle.
+    #[inline]
+    pub(crate) fn speak(&self) {
         self.resting.store(false, Relaxed);
     }
 
@@ -192,10 +200,16 @@ impl Admission {
     }
 
     /// Describes the connection for the register.
-    pub(crate) fn peer(&self, fd: RawFd, remote: Endpoint, local: Endpoint) -> Arc<Peer> {
+    pub(crate) fn peer(
+        &self,
+        fd: RawFd,
+        remote: Endpoint,
+        local: Endpoint,
+        mailbox: Option<Arc<Mailbox>>,
+    ) -> Arc<Peer> {
         let active_ms = AtomicU64::new(self.node.clock.now_ms());
         let resting = AtomicBool::new(true);
-        Arc::new(Peer { id: self.id, fd, remote, local, active_ms, resting })
+        Arc::new(Peer { id: self.id, fd, remote, local, mailbox, active_ms, resting })
     }
 
     /// Moves the place to the worker that will serve after all.

@@ -48,6 +48,10 @@ macro_rules! counters {
 }
 
 counters! {
+    /// Operations on items by memcached clients.
+    memcached_ops,
+    /// Operations on items by native clients.
+    native_ops,
     /// Commands in the meta form.
     cmd_meta,
     /// Attempts to authenticate.

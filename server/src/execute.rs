@@ -7,10 +7,11 @@
 
 use kiln_engine::{
     ArithmeticOptions, ArithmeticOutcome, DeleteOptions, DeleteOutcome, Direction, Expiry,
-    GetOptions, ItemInfo, Refill, Store, TouchOutcome, Value, WriteMode, WriteOptions,
-    WriteOutcome,
+    GetOptions, ItemInfo, Refill, TouchOutcome, Value, WriteMode, WriteOptions, WriteOutcome,
 };
 use kiln_protocol::command::{self, Command, ItemMeta, Outcome, RefillRight, StoreMode, Ttl};
+
+use crate::caches::Cache;
 
 /// Where the outcome of a command goes. Exactly one of the two is called, once.
 pub(crate) trait Sink {
@@ -20,26 +21,32 @@ pub(crate) trait Sink {
     fn outcome(self, outcome: &Outcome);
 }
 
-/// Runs a command on a key of this node. `hash` is [`Store::hash`] of its key.
+/// Runs a command on a key of this node. `hash` is that of its key, as the store hashes.
 #[inline]
 pub(crate) fn execute(
-    store: &Store,
+    cache: &Cache,
     command: &Command<'_>,
     hash: u64,
     now_ms: u64,
     sink: impl Sink,
 ) {
     match command {
-        Command::Get(get) => execute_get(store, get, hash, now_ms, sink),
-        other => sink.outcome(&execute_other(store, other, hash, now_ms)),
+        Command::Get(get) => execute_get(cache, get, hash, now_ms, sink),
+        other => {
+            let outcome = execute_other(cache, other, hash, now_ms);
+            // Whatever came of it: also a refused write can have removed the older value.
+            cache.trackers.changed(hash);
+            sink.outcome(&outcome);
+        }
     }
 }
 
 #[inline]
-fn execute_get(store: &Store, get: &command::Get<'_>, hash: u64, now_ms: u64, sink: impl Sink) {
+fn execute_get(cache: &Cache, get: &command::Get<'_>, hash: u64, now_ms: u64, sink: impl Sink) {
+    let expiry = |ttl| expiry(cache, ttl, now_ms);
     let options = GetOptions {
-        touch: get.touch.map(|ttl| expiry(ttl, now_ms)),
-        vivify: get.vivify.map(|ttl| expiry(ttl, now_ms)),
+        touch: get.touch.map(expiry),
+        vivify: get.vivify.map(expiry),
         recache_below_ms: get.recache_below_ms,
         no_bump: get.no_bump,
         may_refill: get.may_refill,
@@ -47,17 +54,22 @@ fn execute_get(store: &Store, get: &command::Get<'_>, hash: u64, now_ms: u64, si
     };
     // The closure runs on a hit only, and the sink is needed for a miss as well.
     let mut sink = Some(sink);
-    store.get(get.key, hash, &options, now_ms, |info, value| {
+    cache.store.get(get.key, hash, &options, now_ms, |info, value| {
         if let Some(sink) = sink.take() {
             sink.hit(&meta(info, now_ms), value);
         }
     });
+    if get.touch.or(get.vivify).is_some() {
+        cache.trackers.changed(hash);
+    }
     if let Some(sink) = sink {
         sink.outcome(&Outcome::NotFound);
     }
 }
 
-fn execute_other(store: &Store, command: &Command<'_>, hash: u64, now_ms: u64) -> Outcome {
+fn execute_other(cache: &Cache, command: &Command<'_>, hash: u64, now_ms: u64) -> Outcome {
+    let store = &cache.store;
+    let expiry = |ttl| expiry(cache, ttl, now_ms);
     match *command {
         Command::Get(_) => Outcome::NotFound,
         Command::Store(write) => {
@@ -70,11 +82,11 @@ fn execute_other(store: &Store, command: &Command<'_>, hash: u64, now_ms: u64) -
                     StoreMode::Prepend => WriteMode::Prepend,
                 },
                 flags: write.flags,
-                expiry: expiry(write.ttl, now_ms),
+                expiry: expiry(write.ttl),
                 compare: write.compare,
                 version: write.version,
                 invalidate: write.invalidate,
-                vivify: write.vivify.map(|ttl| expiry(ttl, now_ms)),
+                vivify: write.vivify.map(expiry),
             };
             match store.write(write.key, hash, write.value, &options, now_ms) {
                 WriteOutcome::Stored(info) => Outcome::Stored(meta(&info, now_ms)),
@@ -97,7 +109,7 @@ fn execute_other(store: &Store, command: &Command<'_>, hash: u64, now_ms: u64) -
                 compare: delete.compare,
                 version: delete.version,
                 invalidate: delete.invalidate,
-                expiry: delete.ttl.map(|ttl| expiry(ttl, now_ms)),
+                expiry: delete.ttl.map(expiry),
                 keep_empty: delete.keep_empty,
             };
             match store.delete(delete.key, hash, &options, now_ms) {
@@ -116,8 +128,8 @@ fn execute_other(store: &Store, command: &Command<'_>, hash: u64, now_ms: u64) -
                 delta: arithmetic.delta,
                 compare: arithmetic.compare,
                 version: arithmetic.version,
-                create: arithmetic.create.map(|(ttl, initial)| (expiry(ttl, now_ms), initial)),
-                touch: arithmetic.touch.map(|ttl| expiry(ttl, now_ms)),
+                create: arithmetic.create.map(|(ttl, initial)| (expiry(ttl), initial)),
+                touch: arithmetic.touch.map(expiry),
             };
             match store.arithmetic(arithmetic.key, hash, &options, now_ms) {
                 ArithmeticOutcome::Number(number, info) => {
@@ -129,18 +141,20 @@ fn execute_other(store: &Store, command: &Command<'_>, hash: u64, now_ms: u64) -
                 ArithmeticOutcome::OutOfMemory => Outcome::OutOfMemory,
             }
         }
-        Command::Touch(touch) => {
-            match store.touch(touch.key, hash, expiry(touch.ttl, now_ms), now_ms) {
-                TouchOutcome::Touched(info) => Outcome::Touched(meta(&info, now_ms)),
-                TouchOutcome::NotFound => Outcome::NotFound,
-                TouchOutcome::OutOfMemory => Outcome::OutOfMemory,
-            }
-        }
+        Command::Touch(touch) => match store.touch(touch.key, hash, expiry(touch.ttl), now_ms) {
+            TouchOutcome::Touched(info) => Outcome::Touched(meta(&info, now_ms)),
+            TouchOutcome::NotFound => Outcome::NotFound,
+            TouchOutcome::OutOfMemory => Outcome::OutOfMemory,
+        },
     }
 }
 
-fn expiry(ttl: Ttl, now_ms: u64) -> Expiry {
+fn expiry(cache: &Cache, ttl: Ttl, now_ms: u64) -> Expiry {
     match ttl {
+        Ttl::Default => match cache.settings.default_ttl_ms {
+            Some(ms) => Expiry::At(now_ms.saturating_add(ms)),
+            None => Expiry::Never,
+        },
         Ttl::Never => Expiry::Never,
         Ttl::After(ms) => Expiry::At(now_ms.saturating_add(ms)),
         Ttl::At(ms) => Expiry::At(ms),

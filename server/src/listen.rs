@@ -19,7 +19,7 @@ use std::{
 };
 
 use rustix::fs::Mode;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Socket, Type};
 
 use crate::{
     config::{FileMode, Listen},
@@ -30,9 +30,25 @@ use crate::{
 /// Connections that the kernel keeps until a worker takes them. The kernel may keep fewer.
 const BACKLOG: i32 = 1024;
 
-/// A socket on which clients are waited for. It does not block.
+/// What clients of a listener speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    /// Memcached's text protocol.
+    Memcached,
+    /// Kiln's own.
+    Native,
+}
+
+/// A socket on which clients are waited for, and what they speak. It does not block.
 #[derive(Debug)]
-pub(crate) enum Listener {
+pub(crate) struct Listener {
+    pub(crate) protocol: Protocol,
+    pub(crate) socket: ListenerSocket,
+}
+
+/// The socket of a listener.
+#[derive(Debug)]
+pub(crate) enum ListenerSocket {
     /// For clients on the network.
     Tcp(TcpListener),
     /// For clients on this host.
@@ -51,22 +67,23 @@ pub(crate) enum Accepted {
 impl Listener {
     /// Another handle of the same socket.
     pub(crate) fn try_clone(&self) -> io::Result<Self> {
-        match self {
-            Self::Tcp(listener) => listener.try_clone().map(Self::Tcp),
-            Self::Unix(listener) => listener.try_clone().map(Self::Unix),
-        }
+        let socket = match &self.socket {
+            ListenerSocket::Tcp(listener) => listener.try_clone().map(ListenerSocket::Tcp),
+            ListenerSocket::Unix(listener) => listener.try_clone().map(ListenerSocket::Unix),
+        };
+        Ok(Self { protocol: self.protocol, socket: socket? })
     }
 
     /// Takes one connection, if there is one.
     pub(crate) fn accept(&self) -> io::Result<Accepted> {
-        match self {
-            Self::Tcp(listener) => {
+        match &self.socket {
+            ListenerSocket::Tcp(listener) => {
                 let (stream, address) = listener.accept()?;
                 stream.set_nonblocking(true)?;
                 stream.set_nodelay(true)?;
                 Ok(Accepted::Tcp(stream, address))
             }
-            Self::Unix(listener) => {
+            ListenerSocket::Unix(listener) => {
                 let (stream, _) = listener.accept()?;
                 stream.set_nonblocking(true)?;
                 Ok(Accepted::Unix(stream))
@@ -76,9 +93,9 @@ impl Listener {
 
     /// Where this listens, with the port that was really taken.
     pub(crate) fn endpoint(&self) -> io::Result<Endpoint> {
-        match self {
-            Self::Tcp(listener) => listener.local_addr().map(Endpoint::Tcp),
-            Self::Unix(listener) => {
+        match &self.socket {
+            ListenerSocket::Tcp(listener) => listener.local_addr().map(Endpoint::Tcp),
+            ListenerSocket::Unix(listener) => {
                 let address = listener.local_addr()?;
                 let path = address.as_pathname().unwrap_or(Path::new("")).to_string_lossy();
                 Ok(Endpoint::Unix(Arc::from(path)))
@@ -89,9 +106,9 @@ impl Listener {
 
 impl AsRawFd for Listener {
     fn as_raw_fd(&self) -> RawFd {
-        match self {
-            Self::Tcp(listener) => listener.as_raw_fd(),
-            Self::Unix(listener) => listener.as_raw_fd(),
+        match &self.socket {
+            ListenerSocket::Tcp(listener) => listener.as_raw_fd(),
+            ListenerSocket::Unix(listener) => listener.as_raw_fd(),
         }
     }
 }
@@ -132,7 +149,8 @@ pub(crate) fn tcp(key: &str, listen: &Listen) -> Result<Option<TcpListener>, Fai
 }
 
 fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket =
+        Socket::new(Domain::for_address(address), Type::STREAM, Some(socket2::Protocol::TCP))?;
     // Connections of a node that just stopped must not keep the next one from starting.
     socket.set_reuse_address(true)?;
     // Inherited by what is accepted: clients that vanish without a word are noticed in the end.

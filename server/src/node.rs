@@ -1,19 +1,28 @@
 //! What all threads of a node share.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+use std::{
+    hash::{BuildHasher, RandomState},
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
 };
 
-use kiln_engine::{Store, StoreConfig, StoreError, VALUE_LEN_MAX};
+use kiln_engine::{StoreError, VALUE_LEN_MAX};
+
+use parking_lot::Mutex;
 
 use crate::{
     auth::AuthFile,
+    caches::{Cache, CacheSettings, Caches},
     clock::Clock,
     config::Config,
+    connection::budget::{Budget, Shares},
     connections::{ConnectionLimit, Endpoint, Register},
     counters::{Counters, Totals},
-    memcached::budget::{Budget, Shares},
+    hottest::Hottest,
+    latency::Latencies,
     shutdown::Shutdown,
 };
 
@@ -22,7 +31,7 @@ pub(crate) struct Node {
     /// The settings; they do not change while the node runs.
     pub(crate) config: Config,
     /// The items.
-    pub(crate) store: Store,
+    pub(crate) caches: Caches,
     /// The node's time.
     pub(crate) clock: Clock,
     /// Ends the node, and knows whether it is ready.
@@ -35,12 +44,36 @@ pub(crate) struct Node {
     pub(crate) budget: Arc<Budget>,
     /// Who may use the node; `None` lets everyone.
     pub(crate) auth: Option<AuthFile>,
-    /// Where memcached clients are waited for.
-    pub(crate) endpoints: Vec<Endpoint>,
+    /// Where clients are waited for.
+    pub(crate) endpoints: Endpoints,
+    /// Tells this process from any other that had or will have the node's name.
+    pub(crate) incarnation: u64,
+    epoch: AtomicU64,
     /// One for each worker thread.
     pub(crate) workers: Box<[WorkerState]>,
     /// Shows that items are still being ended.
     pub(crate) upkeep: Heartbeat,
+}
+
+/// Where clients are waited for.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Endpoints {
+    /// Memcached clients.
+    pub(crate) memcached: Vec<Endpoint>,
+    /// Kiln's own clients.
+    pub(crate) native: Option<SocketAddr>,
+    /// HTTP clients.
+    pub(crate) http: Option<SocketAddr>,
+}
+
+impl Endpoints {
+    /// Where memcached clients connect over the network.
+    pub(crate) fn memcached_tcp(&self) -> Option<SocketAddr> {
+        self.memcached.iter().find_map(|endpoint| match endpoint {
+            Endpoint::Tcp(address) => Some(*address),
+            Endpoint::Unix(_) => None,
+        })
+    }
 }
 
 /// What one worker writes and others read.
@@ -52,6 +85,10 @@ pub(crate) struct WorkerState {
     pub(crate) register: Register,
     /// Shows that it is not stuck.
     pub(crate) heart: Heartbeat,
+    /// Which keys it is asked for most.
+    pub(crate) hottest: Mutex<Hottest>,
+    /// How long its batches take.
+    pub(crate) latencies: Latencies,
 }
 
 /// When a thread last showed that it is not stuck.
@@ -75,25 +112,21 @@ impl Node {
     pub(crate) fn new(
         config: Config,
         auth: Option<AuthFile>,
-        endpoints: Vec<Endpoint>,
+        endpoints: Endpoints,
     ) -> Result<Self, StoreError> {
         let clock = Clock::start();
         let memory = usize::try_from(config.memory.0).unwrap_or(usize::MAX);
         // The largest setting is one byte over the largest value.
         let value_len_max = (config.max_item_size.0 as usize).min(VALUE_LEN_MAX);
         let shares = Shares::of(memory, value_len_max);
-        let store = Store::new(StoreConfig {
-            memory: shares.store,
-            memory_max: shares.store.saturating_mul(MEMORY_GROWTH_MAX),
-            policy: config.eviction.0,
-            shards: shards(config.threads.0, shares.store),
-            value_len_max,
-            start_ms: clock.now_ms(),
-        })?;
+        let settings = CacheSettings::of_default(shares.store, config.eviction.0, value_len_max);
+        let caches = Caches::new(settings, shares.store, config.threads.0, clock.now_ms())?;
         Ok(Self {
             memory: AtomicUsize::new(memory),
             budget: Arc::new(Budget::new(shares)),
-            store,
+            caches,
+            incarnation: random(),
+            epoch: AtomicU64::new(1),
             clock,
             shutdown: Shutdown::new(),
             connections: ConnectionLimit::new(config.max_connections.0),
@@ -110,15 +143,44 @@ impl Node {
         self.memory.load(Relaxed)
     }
 
-    /// Moves the memory ceiling; what the connections may have stays. False when it is too low or
-    /// too high to be had, and then nothing changes.
+    /// The cache `default`.
+    #[inline]
+    pub(crate) fn default_cache(&self) -> &Arc<Cache> {
+        self.caches.default_cache()
+    }
+
+    /// The cluster, which is this node alone, and only as long as it runs.
+    pub(crate) fn cluster_id(&self) -> String {
+        format!("{:016x}", self.incarnation)
+    }
+
+    /// Rises with each change of the topology.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch.load(Relaxed)
+    }
+
+    /// A cache came or went: tells the clients that want to know.
+    pub(crate) fn topology_changed(&self) {
+        self.epoch.fetch_add(1, Relaxed);
+        for worker in &self.workers {
+            worker.register.each(|peer| {
+                if let Some(mailbox) = &peer.mailbox {
+                    mailbox.topology_changed();
+                }
+            });
+        }
+    }
+
+    /// Longest value that any cache of this node may take.
+    pub(crate) fn value_len_max(&self) -> usize {
+        self.default_cache().store.value_len_max()
+    }
+
+    /// Moves the memory ceiling; what the connections and the other caches may have stays. False
+    /// when it is too low or too high to be had, and then nothing changes.
     pub(crate) fn set_memory(&self, memory: usize) -> bool {
-        let shares = Shares::of(memory, self.store.value_len_max());
-        let before = self.store.memory();
-        if memory / 2 < self.store.value_len_max()
-            || self.store.set_memory(shares.store) != shares.store
-        {
-            self.store.set_memory(before);
+        let shares = Shares::of(memory, self.value_len_max());
+        if memory / 2 < self.value_len_max() || !self.caches.set_total(shares.store) {
             return false;
         }
         self.memory.store(memory, Relaxed);
@@ -134,12 +196,7 @@ impl Node {
     }
 }
 
-/// The memory ceiling of a running node can be raised up to so many times the configured one.
-const MEMORY_GROWTH_MAX: usize = 4;
-
-/// Shards of the store: four for each thread, so that they seldom meet, but none so small that
-/// half-filled pages would take much of it.
-fn shards(threads: usize, memory: usize) -> usize {
-    let most = (memory / (16 << 20)).max(1).ilog2();
-    (threads * 4).next_power_of_two().clamp(2, 256).min(1 << most).max(2)
+/// From the system's randomness, which keys the standard library's hashers.
+fn random() -> u64 {
+    RandomState::new().hash_one(0).max(1)
 }

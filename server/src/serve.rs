@@ -12,7 +12,7 @@
 //! ```
 
 use std::{
-    net::{SocketAddr, TcpListener},
+    net::TcpListener,
     panic::{self, AssertUnwindSafe},
     sync::Arc,
     thread,
@@ -30,9 +30,9 @@ use crate::{
     config::{Config, Loaded, LogFormat},
     connections::Endpoint,
     failure::Failure,
-    listen::{self, Listener, SocketFile},
+    listen::{self, Listener, ListenerSocket, Protocol, SocketFile},
     logging,
-    node::Node,
+    node::{Endpoints, Node},
     pid_file::PidFile,
     process,
     upkeep::Upkeep,
@@ -68,21 +68,19 @@ pub(crate) fn run(loaded: Loaded) -> Result<(), Failure> {
     };
 
     let upkeep = Upkeep::start(Arc::clone(&node)).map_err(thread_failure)?;
-    let mut workers = Workers::start(&node, &sockets.memcached)?;
+    let mut workers = Workers::start(&node, &sockets.clients)?;
     let http = match sockets.http {
-        Some((listener, address)) => Some((
-            admin::Server::start(Arc::clone(&node), listener).map_err(thread_failure)?,
-            address,
-        )),
+        Some(listener) => {
+            Some(admin::Server::start(Arc::clone(&node), listener).map_err(thread_failure)?)
+        }
         None => None,
     };
     runtime.block_on(workers.started())?;
 
     node.shutdown.ready();
-    let http_address = http.as_ref().map(|(_, address)| *address);
-    let ready = announce::ReadyLine { node: &node, http: http_address };
+    let ready = announce::ReadyLine { node: &node };
     match config.log_format {
-        LogFormat::Text => eprintln!("{}", announce::banner(&node, http_address, &loaded)),
+        LogFormat::Text => eprintln!("{}", announce::banner(&node, &loaded)),
         LogFormat::Json => tracing::info!(version = env!("BUILD_VERSION"), "{ready}"),
     }
     ready.print();
@@ -106,7 +104,7 @@ pub(crate) fn run(loaded: Loaded) -> Result<(), Failure> {
             }
         }
     });
-    if let Some((server, _)) = http {
+    if let Some(server) = http {
         server.stop();
     }
     upkeep.stop();
@@ -125,35 +123,47 @@ fn load_users(config: &Config) -> Result<Option<AuthFile>, Failure> {
 
 /// All listening sockets of a node.
 struct Sockets {
-    memcached: Vec<Listener>,
-    http: Option<(TcpListener, SocketAddr)>,
+    /// Of clients that the workers serve.
+    clients: Vec<Listener>,
+    http: Option<TcpListener>,
     _socket_file: Option<SocketFile>,
 }
 
 impl Sockets {
     fn open(config: &Config) -> Result<Self, Failure> {
-        let mut memcached = Vec::new();
-        memcached
-            .extend(listen::tcp("listen_memcached", &config.listen_memcached)?.map(Listener::Tcp));
+        let mut clients = Vec::new();
+        for (key, listen, protocol) in [
+            ("listen_memcached", &config.listen_memcached, Protocol::Memcached),
+            ("listen_native", &config.listen_native, Protocol::Native),
+        ] {
+            if let Some(listener) = listen::tcp(key, listen)? {
+                clients.push(Listener { protocol, socket: ListenerSocket::Tcp(listener) });
+            }
+        }
         let mut socket_file = None;
         if let Some(path) = config.listen_memcached_unix.get() {
             let (listener, file) = listen::unix(path, config.unix_socket_mode)?;
-            memcached.push(Listener::Unix(listener));
+            let socket = ListenerSocket::Unix(listener);
+            clients.push(Listener { protocol: Protocol::Memcached, socket });
             socket_file = Some(file);
         }
-        let http = match listen::tcp("listen_http", &config.listen_http)? {
-            None => None,
-            Some(listener) => {
-                let address = listener.local_addr().map_err(socket_failure)?;
-                Some((listener, address))
-            }
-        };
-        Ok(Self { memcached, http, _socket_file: socket_file })
+        let http = listen::tcp("listen_http", &config.listen_http)?;
+        Ok(Self { clients, http, _socket_file: socket_file })
     }
 
-    fn endpoints(&self) -> Result<Vec<Endpoint>, Failure> {
-        let endpoints = self.memcached.iter().map(Listener::endpoint);
-        endpoints.collect::<Result<_, _>>().map_err(socket_failure)
+    fn endpoints(&self) -> Result<Endpoints, Failure> {
+        let mut endpoints = Endpoints::default();
+        for listener in &self.clients {
+            match (listener.protocol, listener.endpoint().map_err(socket_failure)?) {
+                (Protocol::Memcached, endpoint) => endpoints.memcached.push(endpoint),
+                (Protocol::Native, Endpoint::Tcp(address)) => endpoints.native = Some(address),
+                (Protocol::Native, Endpoint::Unix(_)) => {}
+            }
+        }
+        if let Some(listener) = &self.http {
+            endpoints.http = Some(listener.local_addr().map_err(socket_failure)?);
+        }
+        Ok(endpoints)
     }
 }
 

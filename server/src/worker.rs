@@ -25,9 +25,11 @@ use tokio::{
 };
 
 use crate::{
+    connection,
     connections::{self, Admission, Endpoint},
-    listen::{Accepted, Listener},
-    memcached,
+    listen::{Accepted, Listener, Protocol},
+    memcached::{self, Memcached},
+    native::{self, Native},
     node::Node,
     stream::Stream,
 };
@@ -51,12 +53,14 @@ const BEAT: Duration = Duration::from_secs(1);
 /// How often a draining worker looks whether its connections are done.
 const DRAIN_STEP: Duration = Duration::from_millis(5);
 
-/// Told to a client that is one too many.
-const TOO_MANY: &[u8] = b"ERROR Too many open connections\r\n";
+/// Native clients are told that the node stops, and have so long to send nothing new and close:
+/// what they sent before the word reached them is still served.
+const GOODBYE_TIME: Duration = Duration::from_millis(200);
 
 /// An accepted connection on its way to the worker that will serve it.
 pub(crate) struct Handover {
     accepted: Accepted,
+    protocol: Protocol,
     local: Endpoint,
     admission: Admission,
 }
@@ -93,12 +97,19 @@ pub(crate) fn run(
         let mut background = Vec::new();
         for listener in listeners {
             let local = listener.endpoint()?;
+            let protocol = listener.protocol;
             // SAFETY: the listener owns its descriptor and never replaces it, so the descriptor
             // stays open and the same as long as the `AsyncFd` that owns the listener.
             let listener =
                 unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE)? };
             let (node, handovers) = (Arc::clone(&node), handovers.clone());
-            background.push(task::spawn(accept(node, index, listener, local, handovers)));
+            background.push(task::spawn(accept(
+                node,
+                index,
+                (listener, protocol),
+                local,
+                handovers,
+            )));
         }
         background.push(task::spawn(take_over(Arc::clone(&node), index, inbox)));
         background.push(task::spawn(watch(Arc::clone(&node), index)));
@@ -117,7 +128,7 @@ pub(crate) fn run(
 async fn accept(
     node: Arc<Node>,
     index: usize,
-    listener: AsyncFd<Listener>,
+    (listener, protocol): (AsyncFd<Listener>, Protocol),
     local: Endpoint,
     handovers: Handovers,
 ) {
@@ -128,7 +139,7 @@ async fn accept(
         match listener.async_io(Interest::READABLE, Listener::accept).await {
             Ok(accepted) => {
                 backoff = BACKOFF_MIN;
-                admit(&node, index, accepted, &local, &handovers);
+                admit(&node, index, (accepted, protocol), &local, &handovers);
             }
             // The client changed its mind between knocking and being let in.
             Err(error) if is_of_one_connection(&error) => {}
@@ -161,15 +172,15 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 fn admit(
     node: &Arc<Node>,
     index: usize,
-    accepted: Accepted,
+    (accepted, protocol): (Accepted, Protocol),
     local: &Endpoint,
     handovers: &Handovers,
 ) {
     let Some(admission) = Admission::request(node, index) else {
-        return reject(accepted);
+        return reject(accepted, protocol);
     };
     let target = admission.worker();
-    let handover = Handover { accepted, local: local.clone(), admission };
+    let handover = Handover { accepted, protocol, local: local.clone(), admission };
     if target == index {
         return serve(node, index, handover);
     }
@@ -181,19 +192,23 @@ fn admit(
 }
 
 /// Tells the client why, as far as that is possible without waiting.
-fn reject(accepted: Accepted) {
-    fn tell(mut stream: impl Read + Write, close: impl FnOnce()) {
-        let _ = stream.write(TOO_MANY);
+fn reject(accepted: Accepted, protocol: Protocol) {
+    fn tell(word: &[u8], mut stream: impl Read + Write, close: impl FnOnce()) {
+        let _ = stream.write(word);
         close();
         // Unread bytes at close would reset the connection, and the reset may overtake the words.
         let _ = stream.read(&mut [0; 4096]);
     }
+    let word: &[u8] = match protocol {
+        Protocol::Memcached => memcached::TOO_MANY,
+        Protocol::Native => &native::too_many(),
+    };
     match accepted {
         Accepted::Tcp(stream, _) => {
-            tell(&stream, || drop(stream.shutdown(std::net::Shutdown::Write)));
+            tell(word, &stream, || drop(stream.shutdown(std::net::Shutdown::Write)));
         }
         Accepted::Unix(stream) => {
-            tell(&stream, || drop(stream.shutdown(std::net::Shutdown::Write)));
+            tell(word, &stream, || drop(stream.shutdown(std::net::Shutdown::Write)));
         }
     }
 }
@@ -206,7 +221,7 @@ async fn take_over(node: Arc<Node>, index: usize, mut inbox: Inbox) {
 
 /// Starts the task of a connection.
 fn serve(node: &Arc<Node>, index: usize, handover: Handover) {
-    let Handover { accepted, local, admission } = handover;
+    let Handover { accepted, protocol, local, admission } = handover;
     let (stream, fd, remote) = match accepted {
         Accepted::Tcp(stream, address) => {
             let fd = stream.as_raw_fd();
@@ -225,14 +240,24 @@ fn serve(node: &Arc<Node>, index: usize, handover: Handover) {
         }
     };
     node.workers[index].counters.total_connections.add(1);
-    let peer = admission.peer(fd, remote, local);
+    let mailbox = (protocol == Protocol::Native).then(Arc::default);
+    let peer = admission.peer(fd, remote, local, mailbox);
     tracing::debug!(connection = peer.id, remote = %peer.remote, "connected");
     let connection = {
         let (node, peer) = (Arc::clone(node), Arc::clone(&peer));
         task::spawn(async move {
             // Given back also when the task is dropped in the middle, or panics.
             let _admission = admission;
-            memcached::serve(stream, peer, node, index).await;
+            match &peer.mailbox {
+                None => {
+                    let session = Memcached::new(&node);
+                    connection::serve(stream, session, peer, node, index).await;
+                }
+                Some(mailbox) => {
+                    let session = Native::new(&node, Arc::clone(mailbox));
+                    connection::serve(stream, session, peer, node, index).await;
+                }
+            }
         })
     };
     connections::register(node, index, peer, connection.abort_handle());
@@ -252,6 +277,8 @@ async fn watch(node: Arc<Node>, index: usize) {
         ticks.tick().await;
         let now_ms = node.clock.now_ms();
         worker.heart.beat(now_ms);
+        worker.hottest.lock().age(now_ms);
+        worker.latencies.turn_over(now_ms);
         if idle_ms > 0 {
             // Also one that is not at rest: it has half a request, or replies nobody reads.
             let idle =
@@ -264,12 +291,19 @@ async fn watch(node: Arc<Node>, index: usize) {
 /// Ends connections as they come to rest, and after the grace all others.
 async fn drain(node: &Node, index: usize) {
     let worker = &node.workers[index];
-    let deadline = Instant::now() + node.config.shutdown_grace.0;
+    let begun = Instant::now();
+    let deadline = begun + node.config.shutdown_grace.0;
+    worker.register.each(|peer| {
+        if let Some(mailbox) = &peer.mailbox {
+            mailbox.goodbye();
+        }
+    });
     loop {
         // Before the first look as well: what the sockets hold already was sent before we stopped,
         // and is served meanwhile.
         time::sleep(DRAIN_STEP).await;
-        worker.register.cut(|peer| peer.is_resting());
+        let patient = begun.elapsed() < GOODBYE_TIME;
+        worker.register.cut(|peer| peer.is_resting() && !(patient && peer.mailbox.is_some()));
         // Tasks that were cut are dropped when they would run next.
         task::yield_now().await;
         if worker.register.open() == 0 {

@@ -15,14 +15,16 @@ use rustix::process::Signal;
 #[test]
 fn one_line_on_standard_output_says_that_the_node_can_serve() {
     let mut node = Node::start(&["--name", "first"]);
-    let (memcached, http) = (node.address("memcached"), node.address("http"));
+    let [memcached, native, http] = ["memcached", "native", "http"].map(|name| node.address(name));
     assert_eq!(
         node.ready,
         format!(
-            "ready name=first memcached={memcached} native=off http={http} peer=off ingest=off"
+            "ready name=first memcached={memcached} native={native} http={http} peer=off ingest=off"
         )
     );
-    assert!(memcached.port() != 0 && http.port() != 0 && memcached.ip().is_loopback());
+    for address in [memcached, native, http] {
+        assert!(address.port() != 0 && address.ip().is_loopback());
+    }
     assert!(node.connect().ask("version\r\n").starts_with("VERSION "));
 
     node.signal(Signal::TERM);
@@ -91,7 +93,7 @@ fn the_socket_file_that_a_killed_node_left_does_not_keep_the_next_from_starting(
 fn a_port_in_use_is_one_clear_line_and_exit_code_1() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    for flag in ["--listen-memcached", "--listen-http"] {
+    for flag in ["--listen-memcached", "--listen-native", "--listen-http"] {
         let finished = run(&serve(&[flag, &address]));
         assert_eq!(finished.code, Some(1));
         assert_eq!(finished.out, "");

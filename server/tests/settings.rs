@@ -54,7 +54,7 @@ fn a_flag_of_a_later_version_is_refused() {
     ] {
         assert_eq!(run(&flags).code, Some(2), "{flags:?}");
     }
-    let finished = run(&["serve", "--listen-native", "127.0.0.1:0"]);
+    let finished = run(&["serve", "--listen-ingest", "127.0.0.1:0"]);
     assert!(finished.err.contains("not available yet"), "{}", finished.err);
 }
 
@@ -104,6 +104,8 @@ fn a_node_takes_its_settings_from_the_file() {
         "--config",
         name(file.path()),
         "--listen-memcached",
+        "127.0.0.1:0",
+        "--listen-native",
         "127.0.0.1:0",
         "--memory",
         "16m",

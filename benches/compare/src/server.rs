@@ -149,8 +149,8 @@ impl Running {
     pub(crate) fn items(&self) -> io::Result<u64> {
         let mut stream = self.connect()?;
         stream.write_all(match self.kind.protocol() {
-            Protocol::Memcached => b"stats\r\n",
             Protocol::Redis => b"DBSIZE\r\n",
+            _ => b"stats\r\n",
         })?;
         for line in BufReader::new(stream.take(STATS_LEN_MAX)).lines() {
             let line = line?;

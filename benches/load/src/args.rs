@@ -4,28 +4,31 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::keys::KeyDist;
-use crate::run::{Length, Plan, Ratio, Target};
+use crate::run::{Length, Plan, Ratio};
+use crate::target::Target;
 use crate::values::SizeDist;
 use crate::wire::Protocol;
 
 /// How to load a server.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// Address of the server.
-    #[arg(
-        long,
-        default_value = "127.0.0.1:11211",
-        value_name = "HOST:PORT",
-        help_heading = "Server"
-    )]
-    pub address: String,
+    /// Address of the server [default: where a Kiln node listens for the protocol].
+    #[arg(long, value_name = "HOST:PORT", help_heading = "Server")]
+    pub address: Option<String>,
     /// Unix socket of the server, instead of an address.
     #[arg(long, value_name = "PATH", conflicts_with = "address", help_heading = "Server")]
     pub unix: Option<PathBuf>,
-    /// What the server speaks: memcached text, or RESP (Redis, Valkey).
+    /// What to speak.
     #[arg(long, value_enum, default_value = "memcached", help_heading = "Server")]
     pub protocol: Protocol,
-    /// Process of the server: reports its processor time per operation.
+    /// Native and http: the cache that the keys are in.
+    #[arg(long, default_value = "default", value_name = "NAME", help_heading = "Server")]
+    pub cache: String,
+    /// http: get this path instead of keys, and write nothing.
+    #[arg(long, value_name = "PATH", help_heading = "Server")]
+    pub http_path: Option<String>,
+    /// Process of the server, for its processor time per operation [default: the process on this
+    /// machine that listens on the address].
     #[arg(long, value_name = "PID", help_heading = "Server")]
     pub server_pid: Option<u32>,
 
@@ -61,7 +64,8 @@ pub struct Args {
     /// What every key begins with.
     #[arg(long, default_value = "key:", value_name = "TEXT", help_heading = "Data")]
     pub key_prefix: String,
-    /// Which keys are asked for how often: `uniform`, or `zipf:S` with exponent S.
+    /// Which keys are asked for how often: `uniform`, `sequential`, or `zipf:S` with
+    /// exponent S.
     #[arg(long, default_value = "uniform", value_name = "DIST", help_heading = "Data")]
     pub key_dist: KeyDist,
     /// Lengths of the values: SIZE, or SIZE:WEIGHT,… or FROM-TO:WEIGHT,…, e.g. 64:5,100:80,1024:15.
@@ -124,8 +128,15 @@ pub enum ArgsError {
 impl From<Args> for Plan {
     fn from(args: Args) -> Self {
         Self {
-            target: args.unix.map_or(Target::Tcp(args.address), Target::Unix),
+            target: match (args.unix, args.address) {
+                (Some(path), _) => Target::Unix(path),
+                (None, Some(address)) => Target::Tcp(address),
+                (None, None) => Target::Tcp(args.protocol.address_default().to_owned()),
+            },
             protocol: args.protocol,
+            credentials: None,
+            cache: args.cache,
+            http_path: args.http_path,
             connections: args.connections,
             threads: args.threads,
             pipeline: args.pipeline,

@@ -14,21 +14,20 @@ use mio::{Interest, Registry, Token};
 use rand::{Rng, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
 
-use crate::keys::{KeyPicker, KeyShape};
+use crate::keys::KeyPicker;
 use crate::run::{Plan, Stage};
 use crate::tally::Tally;
+use crate::target::Link;
 use crate::values::Values;
-use crate::wire::{
-    Asked, LINE_LEN_MAX, Parsed, Reply, WireError, parse_reply, write_get, write_set,
-};
+use crate::wire::{Ask, Asked, Parsed, Protocol, Reply, Wire, WireError};
 
 /// What all connections of a run draw from.
 #[derive(Debug)]
 pub(crate) struct Workload<'a> {
     pub(crate) plan: &'a Plan,
-    pub(crate) shape: KeyShape,
     pub(crate) picker: KeyPicker,
-    pub(crate) values: Values,
+    pub(crate) values: &'a Values,
+    pub(crate) wire: Wire<'a>,
     /// A request is a write when 32 random bits fall below this.
     pub(crate) sets_below: u64,
 }
@@ -72,6 +71,9 @@ pub(crate) enum Stream {
 #[derive(Debug)]
 pub(crate) struct Connection {
     stream: Stream,
+    /// Native: the handle of the cache.
+    cache: u32,
+    scratch: Vec<u8>,
     rng: Xoshiro256PlusPlus,
     input: Vec<u8>,
     /// Bytes of `input` that were read and not yet parsed.
@@ -79,6 +81,10 @@ pub(crate) struct Connection {
     output: Vec<u8>,
     written: usize,
     waiting: VecDeque<Request>,
+    /// The number of the next request, for protocols whose answers name theirs.
+    id_next: u32,
+    /// Sequential keys: this connection's next turn; all connections take every turn once.
+    turn: u64,
     /// The next key to preload, and how far it is to the one after.
     preload_next: u64,
     preload_step: u64,
@@ -92,6 +98,7 @@ pub(crate) struct Connection {
 #[derive(Debug)]
 struct Request {
     since: Instant,
+    id: u32,
     number: u32,
     asked: Asked,
     /// Sent while measuring.
@@ -111,9 +118,11 @@ enum Lost {
 
 impl Connection {
     /// `index` of `connections` in the whole run decides the key stream and the keys to preload.
-    pub(crate) fn new(stream: Stream, plan: &Plan, index: usize) -> Self {
+    pub(crate) fn new(link: Link, plan: &Plan, index: usize) -> Self {
         Self {
-            stream,
+            stream: link.stream,
+            cache: link.cache,
+            scratch: Vec::new(),
             rng: Xoshiro256PlusPlus::seed_from_u64(
                 plan.seed.wrapping_add((index as u64).wrapping_mul(STREAM_DISTANCE)),
             ),
@@ -122,6 +131,8 @@ impl Connection {
             output: Vec::new(),
             written: 0,
             waiting: VecDeque::with_capacity(plan.pipeline.max(PRELOAD_DEPTH)),
+            id_next: 1,
+            turn: index as u64,
             preload_next: index as u64,
             preload_step: plan.connections as u64,
             due: 0,
@@ -221,22 +232,34 @@ impl Connection {
         let now = Instant::now();
         let load = bench.load;
         while !self.unread.is_empty() {
-            let Some(request) = self.waiting.front() else {
-                // Bytes nobody asked for: what a `set` parses as an error, they are one too.
-                let line = String::from_utf8_lossy(&self.input[self.unread.clone()]);
-                let line = line.chars().take(80).collect();
-                return Err(WireError::Unexpected { line, asked: Asked::Set }.into());
-            };
             let input = &self.input[self.unread.clone()];
-            match parse_reply(load.plan.protocol, request.asked, input, load.values.len_max())? {
+            let oldest = self.waiting.front().map(|request| request.asked);
+            if oldest.is_none() && load.plan.protocol != Protocol::Native {
+                return Err(WireError::unexpected(input, Asked::Set).into());
+            }
+            match load.wire.parse(oldest.unwrap_or(Asked::Get), input)? {
                 Parsed::Complete { message, consumed } => {
-                    record(request, &message, now, bench);
-                    self.waiting.pop_front();
-                    bench.outstanding -= 1;
+                    if message.reply != Reply::Notice {
+                        // Nearly always the first: nodes answer in another order only when they
+                        // have to ask others.
+                        let at = match message.id {
+                            None => 0,
+                            Some(id) => self
+                                .waiting
+                                .iter()
+                                .position(|request| request.id == id)
+                                .ok_or(WireError::UnknownId { id })?,
+                        };
+                        let Some(request) = self.waiting.remove(at) else {
+                            return Err(WireError::unexpected(input, Asked::Set).into());
+                        };
+                        bench.outstanding -= 1;
+                        record(&request, &message.reply, now, bench);
+                    }
                     self.unread.start += consumed;
                 }
                 Parsed::NeedMore { at_least } => {
-                    self.make_room(at_least, load.values.len_max());
+                    self.make_room(at_least, load.wire.reply_len_max());
                     return Ok(());
                 }
             }
@@ -246,12 +269,12 @@ impl Connection {
     }
 
     /// Moves what is unread to the front and lets `at_least` bytes follow from there.
-    fn make_room(&mut self, at_least: usize, value_len_max: usize) {
+    fn make_room(&mut self, at_least: usize, reply_len_max: usize) {
         if self.unread.start + at_least > self.input.len() || self.unread.end == self.input.len() {
             self.input.copy_within(self.unread.clone(), 0);
             self.unread = 0..self.unread.len();
         }
-        let needed = at_least.min(LINE_LEN_MAX + value_len_max + LINE_LEN_MAX);
+        let needed = at_least.min(reply_len_max);
         if needed > self.input.len() {
             self.input.resize(needed, 0);
         }
@@ -270,7 +293,10 @@ impl Connection {
         let now = Instant::now();
         while self.waiting.len() < depth && self.output.len() < OUTPUT_LEN_MAX {
             let Some(request) = self.next_request(now, bench) else { break };
-            self.encode(&request, bench.load);
+            let load = bench.load;
+            let Request { asked, number, id, .. } = request;
+            let ask = Ask { asked, number, id, cache: self.cache };
+            load.wire.encode(ask, &mut self.scratch, &mut self.output);
             self.waiting.push_back(request);
             bench.outstanding += 1;
         }
@@ -281,7 +307,8 @@ impl Connection {
         if bench.stage == Stage::Preload {
             let number = u32::try_from(self.preload_next).ok().filter(|&n| n < load.plan.keys)?;
             self.preload_next += self.preload_step;
-            return Some(Request { since: now, number, asked: Asked::Set, counted: false });
+            let id = self.take_id();
+            return Some(Request { since: now, id, number, asked: Asked::Set, counted: false });
         }
         let counted = bench.stage == Stage::Measure;
         if counted && bench.quota == 0 {
@@ -302,23 +329,16 @@ impl Connection {
         }
         let set = u64::from(self.rng.next_u32()) < load.sets_below;
         let asked = if set { Asked::Set } else { Asked::Get };
-        Some(Request { since, number: load.picker.draw(&mut self.rng), asked, counted })
+        let number = load.picker.draw(&mut self.rng, self.turn);
+        self.turn += self.preload_step;
+        Some(Request { since, id: self.take_id(), number, asked, counted })
     }
 
-    fn encode(&mut self, request: &Request, load: &Workload<'_>) {
-        let (protocol, number) = (load.plan.protocol, request.number);
-        let key = |output: &mut Vec<u8>| load.shape.write(number, output);
-        match request.asked {
-            Asked::Get => write_get(protocol, key, load.shape.key_len(), &mut self.output),
-            Asked::Set => write_set(
-                protocol,
-                key,
-                load.shape.key_len(),
-                |output| load.values.write(number, output),
-                load.values.len_of(number),
-                &mut self.output,
-            ),
-        }
+    /// Never 0, to which native nodes give no answer.
+    fn take_id(&mut self) -> u32 {
+        let id = self.id_next;
+        self.id_next = self.id_next.checked_add(1).unwrap_or(1);
+        id
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -355,6 +375,18 @@ fn record(request: &Request, reply: &Reply<'_>, now: Instant, bench: &mut Bench<
             tally.note(|| format!("the server refused: {}", String::from_utf8_lossy(words)));
             return;
         }
+        Reply::Stored if request.asked == Asked::Get => {
+            tally.errors.refused += 1;
+            tally.note(|| "a read was answered as a write".to_owned());
+            return;
+        }
+        Reply::Value(_) | Reply::Miss
+            if request.asked == Asked::Set && load.plan.protocol != Protocol::Echo =>
+        {
+            tally.errors.refused += 1;
+            tally.note(|| "a write was answered as a read".to_owned());
+            return;
+        }
         Reply::Value(data) if load.plan.verify && !load.values.matches(request.number, data) => {
             tally.errors.mismatched += 1;
             let (number, len) = (request.number, data.len());
@@ -363,7 +395,7 @@ fn record(request: &Request, reply: &Reply<'_>, now: Instant, bench: &mut Bench<
         }
         Reply::Value(_) => Some(true),
         Reply::Miss => Some(false),
-        Reply::Stored => None,
+        Reply::Stored | Reply::Notice => None,
     };
     bench.done += 1;
     if request.counted {

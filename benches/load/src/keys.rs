@@ -5,6 +5,7 @@
 //! number were also stored next to each other, and a hot set lying together in memory would flatter
 //! the server.
 
+use std::fmt;
 use std::str::FromStr;
 
 use rand::{Rng, RngExt};
@@ -15,6 +16,8 @@ use rand_distr::{Distribution, Zipf};
 pub enum KeyDist {
     /// Every key is as likely as any other.
     Uniform,
+    /// One after the other, all connections together, and again from the first.
+    Sequential,
     /// The key of rank `k` is drawn in proportion to `1 / k^exponent`.
     Zipf {
         /// Zero is uniform; caches in the field show 0.6 to 1.2.
@@ -28,13 +31,26 @@ impl FromStr for KeyDist {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let exponent = match text.split_once(':') {
             None if text == "uniform" => return Ok(Self::Uniform),
+            None if text == "sequential" => return Ok(Self::Sequential),
             Some(("zipf", exponent)) => exponent.parse().ok(),
             _ => None,
         };
         exponent
             .filter(|exponent: &f64| exponent.is_finite() && (0.0..=ZIPF_MAX).contains(exponent))
             .map(|exponent| Self::Zipf { exponent })
-            .ok_or_else(|| format!("expected `uniform` or `zipf:S` with S from 0 to {ZIPF_MAX}"))
+            .ok_or_else(|| {
+                format!("expected `uniform`, `sequential` or `zipf:S` with S from 0 to {ZIPF_MAX}")
+            })
+    }
+}
+
+impl fmt::Display for KeyDist {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Uniform => f.write_str("uniform"),
+            Self::Sequential => f.write_str("sequential"),
+            Self::Zipf { exponent } => write!(f, "zipf:{exponent}"),
+        }
     }
 }
 
@@ -42,6 +58,7 @@ impl FromStr for KeyDist {
 #[derive(Clone, Debug)]
 pub struct KeyPicker {
     keys: u32,
+    sequential: bool,
     skew: Option<(Zipf<f64>, u32)>,
 }
 
@@ -51,17 +68,19 @@ impl KeyPicker {
     #[must_use]
     pub fn new(keys: u32, dist: KeyDist) -> Option<Self> {
         let skew = match dist {
-            KeyDist::Uniform => None,
+            KeyDist::Uniform | KeyDist::Sequential => None,
             KeyDist::Zipf { exponent } => {
                 Some((Zipf::new(f64::from(keys), exponent).ok()?, scatter_factor(keys)))
             }
         };
-        (keys > 0).then_some(Self { keys, skew })
+        (keys > 0).then_some(Self { keys, sequential: dist == KeyDist::Sequential, skew })
     }
 
-    /// The number of the next key to ask for.
-    pub fn draw(&self, rng: &mut impl Rng) -> u32 {
+    /// The number of the next key to ask for. `turn` counts the requests of all connections that
+    /// share a sequence.
+    pub fn draw(&self, rng: &mut impl Rng, turn: u64) -> u32 {
         match &self.skew {
+            None if self.sequential => (turn % u64::from(self.keys)) as u32,
             None => rng.random_range(0..self.keys),
             Some((zipf, factor)) => {
                 // Samples are whole numbers from 1 to `keys`, so both conversions are exact.
@@ -141,8 +160,8 @@ mod tests {
         let picker = KeyPicker::new(keys, dist).unwrap();
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(7);
         let mut counts = vec![0; keys as usize];
-        for _ in 0..draws {
-            counts[picker.draw(&mut rng) as usize] += 1;
+        for turn in 0..draws {
+            counts[picker.draw(&mut rng, turn as u64) as usize] += 1;
         }
         counts
     }
@@ -190,6 +209,11 @@ mod tests {
     }
 
     #[test]
+    fn sequential_draws_pass_every_key_before_any_comes_again() {
+        assert_eq!(counts(100, KeyDist::Sequential, 300), [3; 100]);
+    }
+
+    #[test]
     fn a_key_is_its_prefix_zeros_and_its_number() {
         let shape = KeyShape::new("key:", 12, 1_000_000).unwrap();
         let mut text = Vec::new();
@@ -209,6 +233,10 @@ mod tests {
     #[test]
     fn key_distributions_are_read_as_written() {
         assert_eq!("uniform".parse(), Ok(KeyDist::Uniform));
+        assert_eq!("sequential".parse(), Ok(KeyDist::Sequential));
+        for text in ["uniform", "sequential", "zipf:0.99"] {
+            assert_eq!(text.parse::<KeyDist>().unwrap().to_string(), text);
+        }
         assert_eq!("zipf:0.99".parse(), Ok(KeyDist::Zipf { exponent: 0.99 }));
         for wrong in ["zipf", "zipf:", "zipf:-1", "zipf:nan", "zipf:inf", "gauss:1", ""] {
             assert!(wrong.parse::<KeyDist>().is_err(), "{wrong}");

@@ -1,4 +1,4 @@
-//! A load generator for memcached-text and RESP servers.
+//! A load generator for servers that speak memcached, Kiln's own protocol, HTTP or RESP.
 //!
 //! It exists because a comparison is only as fair as its generator: every server here is driven by
 //! the same code, the same key streams and the same values, and what is reported first is the
@@ -23,20 +23,30 @@
 //! request.
 
 mod args;
+mod bench;
+mod compare;
 mod connection;
 mod cpu;
+mod echo;
 mod keys;
+mod process;
 mod report;
 mod run;
 mod tally;
+mod target;
 mod values;
 mod wire;
 mod worker;
 
 pub use args::{Args, ArgsError};
+pub use bench::{BenchArgs, BenchError, Finding, Side, cancel_on_signal};
+pub use compare::{Comparison, Contestant, Medians, compare};
 pub use cpu::CpuTime;
+pub use echo::Echo;
 pub use keys::{KeyDist, KeyPicker, KeyShape};
-pub use report::{CpuPerOperation, Errors, Latency, Preload, Quantiles, Report};
-pub use run::{Length, Plan, Progress, Ratio, RunError, Target, run};
+pub use process::listening_on;
+pub use report::{Config, CpuPerOperation, Errors, Latency, Preload, Quantiles, Report};
+pub use run::{Length, Plan, Progress, Ratio, RunError, run};
+pub use target::{Credentials, Target};
 pub use values::{SizeDist, SizeDistError, Values};
-pub use wire::{Asked, Parsed, Protocol, Reply, WireError, parse_reply, write_get, write_set};
+pub use wire::Protocol;

@@ -5,25 +5,23 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
+use std::io;
 
 use crate::cpu::CpuSpent;
 use crate::run::{Length, Plan};
 use crate::tally::Tally;
+use crate::target::Identity;
 use crate::wire::Protocol;
 
 /// The outcome of a run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// What was spoken.
-    pub protocol: Protocol,
-    /// How many connections there were.
-    pub connections: usize,
-    /// How many threads drove them.
-    pub threads: usize,
-    /// Requests under way per connection.
-    pub pipeline: usize,
-    /// The rate asked for; none in a closed loop.
-    pub rate: Option<f64>,
+    /// What was asked for.
+    pub config: Config,
+    /// What the server says it is; none when it does not.
+    pub server_version: Option<String>,
+    /// The process whose time was measured.
+    pub server_pid: Option<u32>,
     /// How long was measured.
     pub elapsed_seconds: f64,
     /// Requests answered while measuring.
@@ -52,6 +50,43 @@ pub struct Report {
     pub preload: Option<Preload>,
     /// Whether the run was ended early.
     pub interrupted: bool,
+    #[serde(skip)]
+    histogram: Histogram<u64>,
+}
+
+/// What a run was asked to do, as far as it decides the figures.
+#[derive(Clone, Debug, Serialize)]
+pub struct Config {
+    /// What was spoken.
+    pub protocol: Protocol,
+    /// The server.
+    pub target: String,
+    /// The cache, where the protocol knows several.
+    pub cache: String,
+    /// How many connections there were.
+    pub connections: usize,
+    /// How many threads drove them.
+    pub threads: usize,
+    /// Requests under way per connection.
+    pub pipeline: usize,
+    /// The rate asked for; none in a closed loop.
+    pub rate: Option<f64>,
+    /// Writes to reads.
+    pub ratio: String,
+    /// How many different keys.
+    pub keys: u32,
+    /// How long each is.
+    pub key_len: usize,
+    /// Which of them how often.
+    pub key_dist: String,
+    /// How long their values are.
+    pub value_size: String,
+    /// Seconds before measuring.
+    pub warmup_seconds: f64,
+    /// Where the key streams started.
+    pub seed: u64,
+    /// Whether values were checked.
+    pub verify: bool,
 }
 
 /// Requests that failed, by how.
@@ -149,6 +184,7 @@ impl Errors {
 impl Report {
     pub(crate) fn new(
         plan: &Plan,
+        server: &Identity,
         tally: Tally,
         window: &Window,
         preload: Option<Preload>,
@@ -165,11 +201,9 @@ impl Report {
         let per_operation =
             |spent: CpuSpent| CpuPerOperation::new(spent, operations, window.elapsed);
         Self {
-            protocol: plan.protocol,
-            connections: plan.connections,
-            threads: plan.threads,
-            pipeline: plan.pipeline,
-            rate: plan.rate,
+            config: Config::new(plan),
+            server_version: server.version.clone(),
+            server_pid: server.pid,
             elapsed_seconds: window.elapsed.as_secs_f64(),
             operations,
             operations_per_second: ratio(operations as f64, window.elapsed.as_secs_f64()),
@@ -189,12 +223,88 @@ impl Report {
             generator_cpu: per_operation(window.own),
             preload,
             interrupted,
+            histogram: all,
+        }
+    }
+
+    /// Writes the whole latency distribution as HdrHistogram's plotter reads it, in microseconds.
+    ///
+    /// # Errors
+    /// When `out` fails.
+    pub fn write_distribution(&self, out: &mut impl io::Write) -> io::Result<()> {
+        let all = &self.histogram;
+        writeln!(
+            out,
+            "{:>12} {:>14} {:>10} {:>14}",
+            "Value", "Percentile", "TotalCount", "1/(1-Percentile)"
+        )?;
+        writeln!(out)?;
+        for step in all.iter_quantiles(DISTRIBUTION_STEPS).take(DISTRIBUTION_LEN_MAX) {
+            let value = step.value_iterated_to() as f64 / 1e3;
+            let (quantile, count) =
+                (step.quantile_iterated_to(), all.count_between(0, step.value_iterated_to()));
+            write!(out, "{value:>12.3} {quantile:>2.12} {count:>10}")?;
+            if quantile < 1.0 {
+                writeln!(out, " {:>14.2}", 1.0 / (1.0 - quantile))?;
+            } else {
+                writeln!(out)?;
+            }
+        }
+        let (mean, deviation) = (all.mean() / 1e3, all.stdev() / 1e3);
+        writeln!(out, "#[Mean    = {mean:>12.3}, StdDeviation   = {deviation:>12.3}]")?;
+        let (max, count) = (all.max() as f64 / 1e3, all.len());
+        writeln!(out, "#[Max     = {max:>12.3}, Total count    = {count:>12}]")
+    }
+}
+
+impl Config {
+    fn new(plan: &Plan) -> Self {
+        Self {
+            protocol: plan.protocol,
+            target: plan.target.to_string(),
+            cache: plan.cache.clone(),
+            connections: plan.connections,
+            threads: plan.threads,
+            pipeline: plan.pipeline,
+            rate: plan.rate,
+            ratio: format!("{}:{}", plan.ratio.sets, plan.ratio.gets),
+            keys: plan.keys,
+            key_len: plan.key_len,
+            key_dist: plan.key_dist.to_string(),
+            value_size: plan.sizes.to_string(),
+            warmup_seconds: plan.warmup.as_secs_f64(),
+            seed: plan.seed,
+            verify: plan.verify,
         }
     }
 }
 
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { protocol, target, connections, threads, pipeline, .. } = self;
+        writeln!(f, "target        {} {target}, cache {}", protocol.name(), self.cache)?;
+        let rate = self.rate.map_or("closed loop".to_owned(), |rate| format!("{rate} ops/s"));
+        writeln!(
+            f,
+            "load          {connections} connections, {threads} threads, pipeline {pipeline}, \
+             SET:GET {}, {rate}",
+            self.ratio
+        )?;
+        write!(
+            f,
+            "data          {} keys of {} bytes, {}, values of {} bytes, seed {}{}",
+            self.keys,
+            self.key_len,
+            self.key_dist,
+            self.value_size,
+            self.seed,
+            if self.verify { ", verified" } else { "" }
+        )
+    }
+}
+
 impl Quantiles {
-    fn of(histogram: &Histogram<u64>) -> Self {
+    pub(crate) fn of(histogram: &Histogram<u64>) -> Self {
         let at = |quantile| histogram.value_at_quantile(quantile) as f64 / 1e3;
         Self {
             count: histogram.len(),
@@ -235,6 +345,14 @@ fn percentiles(histogram: &Histogram<u64>) -> Vec<(f64, f64)> {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.config)?;
+        if let Some(version) = &self.server_version {
+            write!(f, "server        {version}")?;
+            match self.server_pid {
+                Some(pid) => writeln!(f, ", process {pid}")?,
+                None => writeln!(f)?,
+            }
+        }
         if let Some(preload) = self.preload {
             writeln!(f, "preload       {} keys in {:.2} s", preload.keys, preload.seconds)?;
         }
@@ -288,3 +406,8 @@ impl fmt::Display for Report {
 
 /// One tick per halving of what is left: a histogram of 2^64 samples has no more.
 const PERCENTILES_MAX: usize = 200;
+
+/// Steps of the distribution per halving of what is left.
+const DISTRIBUTION_STEPS: u32 = 5;
+
+const DISTRIBUTION_LEN_MAX: usize = 1000;

@@ -4,9 +4,8 @@
 //! wake-up. It reads the counters and the server's processor time at the same two moments, so that
 //! neither warm-up nor draining enters the division.
 
+use std::fmt::Write;
 use std::io;
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
@@ -14,13 +13,14 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use mio::Waker;
 
-use crate::connection::{Connection, Stream, Workload};
+use crate::connection::{Connection, Workload};
 use crate::cpu::CpuTime;
 use crate::keys::{KeyDist, KeyPicker, KeyShape};
-use crate::report::{Preload, Report, Window};
-use crate::tally::Tally;
+use crate::report::{Preload, Quantiles, Report, Window};
+use crate::tally::{Recent, Tally};
+use crate::target::{self, Credentials, Target};
 use crate::values::{SizeDist, Values};
-use crate::wire::Protocol;
+use crate::wire::{Protocol, Wire};
 use crate::worker::{Announce, Gauge, Worker};
 
 /// Everything a run depends on.
@@ -30,6 +30,12 @@ pub struct Plan {
     pub target: Target,
     /// What it speaks.
     pub protocol: Protocol,
+    /// Who uses it; memcached and native have a way to say so.
+    pub credentials: Option<Credentials>,
+    /// Native and HTTP: the cache that the keys are in.
+    pub cache: String,
+    /// HTTP: gets of this path instead of keys, and no sets.
+    pub http_path: Option<String>,
     /// How many connections, spread evenly over the threads; at least one per thread.
     pub connections: usize,
     /// How many threads generate load.
@@ -61,7 +67,8 @@ pub struct Plan {
     pub seed: u64,
     /// Whether to check the bytes of each value.
     pub verify: bool,
-    /// The process whose processor time is divided by the operations.
+    /// The process whose processor time is divided by the operations. Without it that of the
+    /// process which listens on the target, when it is on this machine.
     pub server_pid: Option<u32>,
     /// How long no answer at all may come while requests are under way.
     pub stall_timeout: Duration,
@@ -72,6 +79,9 @@ impl Default for Plan {
         Self {
             target: Target::Tcp("127.0.0.1:11211".to_owned()),
             protocol: Protocol::Memcached,
+            credentials: None,
+            cache: "default".to_owned(),
+            http_path: None,
             connections: 50,
             threads: 1,
             pipeline: 1,
@@ -91,15 +101,6 @@ impl Default for Plan {
             stall_timeout: Duration::from_secs(10),
         }
     }
-}
-
-/// Where the server listens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// `HOST:PORT`.
-    Tcp(String),
-    /// The path of a socket.
-    Unix(PathBuf),
 }
 
 /// Writes to reads.
@@ -147,6 +148,14 @@ pub enum RunError {
         /// Why not.
         source: io::Error,
     },
+    /// The server did not take the greeting: credentials, versions, limits. Nothing was measured.
+    #[error("{target} refuses: {reason}")]
+    Refused {
+        /// Where.
+        target: String,
+        /// In the server's words.
+        reason: String,
+    },
     /// The server's processor time cannot be read; load may have been sent.
     #[error("cannot read the processor time of process {pid}: {source}")]
     ServerCpu {
@@ -175,17 +184,26 @@ pub enum RunError {
 /// # Errors
 /// When nothing could be measured; errors of single requests are in the report instead.
 pub fn run(plan: &Plan, progress: Progress, cancel: &AtomicBool) -> Result<Report, RunError> {
-    let load = prepare(plan)?;
-    let streams = connect(plan)?;
+    let (picker, shape) = prepare(plan)?;
+    let values = Values::new(plan.sizes.clone());
+    let load = Workload {
+        plan,
+        picker,
+        values: &values,
+        wire: Wire::new(plan, &shape, &values),
+        sets_below: sets_below(plan),
+    };
+    let (links, mut server) = target::connect(plan)?;
+    server.pid = plan.server_pid.or(server.pid);
     let shared = Shared {
         stage: AtomicU8::new(Stage::Idle as u8),
-        gauges: (0..plan.threads).map(|_| Gauge::default()).collect(),
+        gauges: (0..plan.threads).map(|_| Gauge::new()).collect(),
     };
     // Two messages a worker, so that sending one never waits.
     let (sender, events) = sync_channel(plan.threads * 2);
     let mut shares: Vec<Vec<Connection>> = (0..plan.threads).map(|_| Vec::new()).collect();
-    for (index, stream) in streams.into_iter().enumerate() {
-        shares[index % plan.threads].push(Connection::new(stream, plan, index));
+    for (index, link) in links.into_iter().enumerate() {
+        shares[index % plan.threads].push(Connection::new(link, plan, index));
     }
     let period_seconds = plan.rate.map(|rate| plan.threads as f64 / rate);
     let (mut workers, mut wakers) = (Vec::new(), Vec::new());
@@ -202,11 +220,13 @@ pub fn run(plan: &Plan, progress: Progress, cancel: &AtomicBool) -> Result<Repor
         let handles: Vec<_> = workers.into_iter().map(|w| scope.spawn(move || w.run())).collect();
         let mut director = Director {
             plan,
+            server_pid: server.pid,
             shared: &shared,
             wakers,
             events,
             cancel,
             bar: bar(plan, progress),
+            shown: None,
             stage: Stage::Idle,
             preloaded: 0,
             ended: 0,
@@ -218,19 +238,20 @@ pub fn run(plan: &Plan, progress: Progress, cancel: &AtomicBool) -> Result<Repor
         let mut tally = Tally::new();
         for handle in handles {
             let ended = handle.join().map_err(|_| io::Error::other("a worker thread panicked"))?;
-            tally.merge(ended?);
+            tally.absorb(&mut ended?);
         }
         director.bar.finish_and_clear();
         let (window, preload) = directed?;
-        Ok(Report::new(plan, tally, &window, preload, director.interrupted))
+        Ok(Report::new(plan, &server, tally, &window, preload, director.interrupted))
     })
 }
 
-fn prepare(plan: &Plan) -> Result<Workload<'_>, RunError> {
+fn prepare(plan: &Plan) -> Result<(KeyPicker, KeyShape), RunError> {
     let refuse = |reason| Err(RunError::Plan { reason });
-    let parts = u64::from(plan.ratio.sets) + u64::from(plan.ratio.gets);
     match plan {
-        _ if parts == 0 => return refuse("a ratio of 0:0 asks for nothing"),
+        p if p.ratio == (Ratio { sets: 0, gets: 0 }) => {
+            return refuse("a ratio of 0:0 asks for nothing");
+        }
         p if p.threads == 0 => return refuse("at least one thread is needed"),
         p if p.connections < p.threads => return refuse("each thread needs a connection"),
         p if p.connections > CONNECTIONS_MAX => return refuse("at most 60000 connections"),
@@ -252,8 +273,35 @@ fn prepare(plan: &Plan) -> Result<Workload<'_>, RunError> {
     let Some(shape) = KeyShape::new(&plan.key_prefix, plan.key_len, plan.keys) else {
         return refuse("the key length does not hold the prefix and the largest key number");
     };
-    let sets_below = u64::from(plan.ratio.sets) * (1 << 32) / parts;
-    Ok(Workload { plan, shape, picker, values: Values::new(plan.sizes.clone()), sets_below })
+    if plan.protocol == Protocol::Http {
+        if plan.http_path.as_ref().is_some_and(|path| !is_path(path)) {
+            return refuse("a path begins with / and has no spaces and no control characters");
+        }
+        if plan.http_path.is_some() && (plan.preload || plan.verify) {
+            return refuse("a page asked for by its path is neither preloaded nor verified");
+        }
+        if !plan.key_prefix.bytes().all(is_unreserved) {
+            return refuse("over http a key prefix has only letters, digits and any of -._~:");
+        }
+    }
+    Ok((picker, shape))
+}
+
+fn is_path(path: &str) -> bool {
+    path.starts_with('/') && path.bytes().all(|b| b.is_ascii_graphic())
+}
+
+/// What stands for itself in a path.
+fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~:".contains(&byte)
+}
+
+fn sets_below(plan: &Plan) -> u64 {
+    if plan.http_path.is_some() {
+        return 0;
+    }
+    let parts = u64::from(plan.ratio.sets) + u64::from(plan.ratio.gets);
+    u64::from(plan.ratio.sets) * (1 << 32) / parts.max(1)
 }
 
 fn quota_of(plan: &Plan, worker: u64) -> u64 {
@@ -262,42 +310,6 @@ fn quota_of(plan: &Plan, worker: u64) -> u64 {
         Length::Duration(_) => u64::MAX,
         Length::Requests(requests) => requests / workers + u64::from(worker < requests % workers),
     }
-}
-
-fn connect(plan: &Plan) -> Result<Vec<Stream>, RunError> {
-    let refuse = |target: &str, source| RunError::Connect { target: target.to_owned(), source };
-    match &plan.target {
-        Target::Tcp(target) => {
-            let addresses: Vec<SocketAddr> =
-                target.to_socket_addrs().map_err(|source| refuse(target, source))?.collect();
-            (0..plan.connections)
-                .map(|_| connect_tcp(&addresses).map_err(|source| refuse(target, source)))
-                .collect()
-        }
-        Target::Unix(path) => (0..plan.connections)
-            .map(|_| {
-                let stream = std::os::unix::net::UnixStream::connect(path)?;
-                stream.set_nonblocking(true)?;
-                Ok(Stream::Unix(mio::net::UnixStream::from_std(stream)))
-            })
-            .collect::<io::Result<_>>()
-            .map_err(|source| refuse(&path.display().to_string(), source)),
-    }
-}
-
-fn connect_tcp(addresses: &[SocketAddr]) -> io::Result<Stream> {
-    let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in addresses {
-        match TcpStream::connect_timeout(address, CONNECT_TIMEOUT) {
-            Ok(stream) => {
-                stream.set_nodelay(true)?;
-                stream.set_nonblocking(true)?;
-                return Ok(Stream::Tcp(mio::net::TcpStream::from_std(stream)));
-            }
-            Err(error) => failure = error,
-        }
-    }
-    Err(failure)
 }
 
 /// What the run is doing.
@@ -364,11 +376,14 @@ pub(crate) enum Event {
 
 struct Director<'a> {
     plan: &'a Plan,
+    server_pid: Option<u32>,
     shared: &'a Shared,
     wakers: Vec<Waker>,
     events: Receiver<Event>,
     cancel: &'a AtomicBool,
     bar: ProgressBar,
+    /// Requests answered when the progress line was drawn last.
+    shown: Option<(u64, Instant)>,
     stage: Stage,
     preloaded: usize,
     ended: usize,
@@ -415,7 +430,7 @@ impl Director<'_> {
     fn server_cpu(&self) -> Result<Option<CpuTime>, RunError> {
         let read =
             |pid| CpuTime::of_process(pid).map_err(|source| RunError::ServerCpu { pid, source });
-        self.plan.server_pid.map(read).transpose()
+        self.server_pid.map(read).transpose()
     }
 
     fn enter(&mut self, stage: Stage) -> io::Result<()> {
@@ -433,6 +448,7 @@ impl Director<'_> {
         let start = Instant::now();
         let (mut seen, mut seen_at) = (self.shared.done(), start);
         let (first, mut shown_at) = (seen, start);
+        self.shown = Some((self.shared.done(), start));
         loop {
             let now = Instant::now();
             if done(self) || self.ended >= self.plan.threads || deadline.is_some_and(|at| now >= at)
@@ -465,19 +481,48 @@ impl Director<'_> {
         }
     }
 
-    fn show(&self, done: u64, elapsed: Duration) {
+    /// Draws the progress line: what was measured since it was drawn last.
+    fn show(&mut self, done: u64, elapsed: Duration) {
+        if self.bar.is_hidden() {
+            return;
+        }
         let (length, position) = match (self.stage, self.plan.length) {
             (Stage::Preload, _) => (u64::from(self.plan.keys), done),
             (Stage::Measure, Length::Requests(requests)) => (requests, done),
             (Stage::Measure, Length::Duration(duration)) => (millis(duration), millis(elapsed)),
             _ => (millis(self.plan.warmup), millis(elapsed)),
         };
+        let mut recent = Recent::new();
+        for gauge in &self.shared.gauges {
+            if let Ok(mut share) = gauge.recent.lock() {
+                share.drain_into(&mut recent);
+            }
+            gauge.wanted.store(true, Ordering::Relaxed);
+        }
         self.bar.set_length(length);
         self.bar.set_position(position);
+        let (done, at) = (self.shared.done(), Instant::now());
+        let (done_before, at_before) = self.shown.replace((done, at)).unwrap_or((done, at));
+        let seconds = at.duration_since(at_before).as_secs_f64();
+        let rate = if seconds > 0.0 { (done - done_before) as f64 / seconds } else { 0.0 };
+        let mut line = format!("{:<7} {rate:>9.0} ops/s", self.stage.name());
+        let reads = recent.hits + recent.misses;
+        if reads > 0 {
+            let _ = write!(line, "  hit {:.1} %", 100.0 * recent.hits as f64 / reads as f64);
+        }
+        if !recent.latencies.is_empty() {
+            let Quantiles { p50_us, p99_us, p999_us, max_us, .. } =
+                Quantiles::of(&recent.latencies);
+            let _ = write!(
+                line,
+                "  p50 {p50_us:.0} p99 {p99_us:.0} p99.9 {p999_us:.0} max {max_us:.0} us"
+            );
+        }
         let errors = self.shared.sum(|gauge| &gauge.errors);
-        let rate = done as f64 / elapsed.as_secs_f64();
-        self.bar
-            .set_message(format!("{:<8} {rate:>10.0} ops/s  errors {errors}", self.stage.name()));
+        if errors > 0 {
+            let _ = write!(line, "  errors {errors}");
+        }
+        self.bar.set_message(line);
     }
 }
 
@@ -491,11 +536,9 @@ fn bar(plan: &Plan, progress: Progress) -> ProgressBar {
         Progress::Terminal => ProgressDrawTarget::stderr(),
     };
     let bar = ProgressBar::with_draw_target(Some(u64::from(plan.keys)), target);
-    let style = ProgressStyle::with_template("{msg} [{bar:30}] {percent:>3} %");
-    bar.with_style(style.expect("the template is valid").progress_chars("=> "))
+    let style = ProgressStyle::with_template("{percent:>3} % {wide_msg}");
+    bar.with_style(style.expect("the template is valid"))
 }
-
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often the director looks whether it is done or was asked to stop.
 const TICK: Duration = Duration::from_millis(20);

@@ -5,6 +5,7 @@
 //! goes on with a slice of one block of noise, so that neither making nor checking it costs more
 //! than a copy or a comparison.
 
+use std::fmt;
 use std::str::FromStr;
 
 use rand::{Rng, SeedableRng};
@@ -15,6 +16,8 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 pub struct SizeDist {
     /// Upper bound of each share on a scale of 2^32, beside its shortest and longest length.
     shares: Vec<(u64, usize, usize)>,
+    /// As it was written.
+    text: String,
 }
 
 /// Why a size distribution cannot be used.
@@ -42,7 +45,8 @@ impl SizeDist {
     /// Every value has `size` bytes; `None` beyond 64 MiB.
     #[must_use]
     pub fn fixed(size: usize) -> Option<Self> {
-        (size <= SIZE_MAX).then(|| Self { shares: vec![(SCALE, size, size)] })
+        let shares = vec![(SCALE, size, size)];
+        (size <= SIZE_MAX).then(|| Self { shares, text: size.to_string() })
     }
 
     /// The longest value there can be.
@@ -57,6 +61,12 @@ impl SizeDist {
         let share = self.shares.iter().find(|&&(bound, _, _)| position < bound);
         let Some(&(_, from, to)) = share.or(self.shares.last()) else { return 0 };
         from + ((spread * (to - from + 1) as u64) >> 32) as usize
+    }
+}
+
+impl fmt::Display for SizeDist {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
     }
 }
 
@@ -76,7 +86,7 @@ impl FromStr for SizeDist {
                 (passed * SCALE / sum, from, to)
             })
             .collect();
-        Ok(Self { shares })
+        Ok(Self { shares, text: text.to_owned() })
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
@@ -14,21 +15,39 @@ use rustix::time::{
 
 use crate::connection::{Bench, Connection, Pace};
 use crate::run::{Event, Shared, Stage};
-use crate::tally::Tally;
+use crate::tally::{Recent, Tally};
 
 /// What a worker lets others see while it runs. Its own cache lines: written at every wake-up.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 #[repr(align(128))]
 pub(crate) struct Gauge {
     pub(crate) done: AtomicU64,
     pub(crate) errors: AtomicU64,
     pub(crate) outstanding: AtomicU64,
+    /// The director wants to know what was measured lately.
+    pub(crate) wanted: AtomicBool,
+    /// What was measured since the director took it last.
+    pub(crate) recent: Mutex<Recent>,
+}
+
+impl Gauge {
+    pub(crate) fn new() -> Self {
+        Self {
+            done: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+            outstanding: AtomicU64::new(0),
+            wanted: AtomicBool::new(false),
+            recent: Mutex::new(Recent::new()),
+        }
+    }
 }
 
 /// A thread's share of the run.
 #[derive(Debug)]
 pub(crate) struct Worker<'a> {
     bench: Bench<'a>,
+    /// All that was measured before what `bench` holds.
+    total: Tally,
     connections: Vec<Connection>,
     poll: Poll,
     timer: Option<Timer>,
@@ -80,6 +99,7 @@ impl<'a> Worker<'a> {
         let shared = end.1;
         let mut worker = Self {
             bench,
+            total: Tally::new(),
             connections,
             poll,
             timer,
@@ -133,7 +153,8 @@ impl<'a> Worker<'a> {
             connection.give_up(&mut self.bench);
         }
         self.publish();
-        Ok(self.bench.tally)
+        self.total.absorb(&mut self.bench.tally);
+        Ok(self.total)
     }
 
     fn enter(&mut self, stage: Stage) {
@@ -147,7 +168,7 @@ impl<'a> Worker<'a> {
             }
         }
         if stage == Stage::Drain {
-            self.bench.tally.unsent = self.connections.iter().map(Connection::unsent).sum();
+            self.total.unsent = self.connections.iter().map(Connection::unsent).sum();
         }
         for connection in &mut self.connections {
             connection.send(&mut self.bench);
@@ -194,10 +215,18 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
         self.gauge.done.store(self.bench.done, Ordering::Relaxed);
-        self.gauge.errors.store(self.bench.tally.errors.total(), Ordering::Relaxed);
+        let errors = self.total.errors.total() + self.bench.tally.errors.total();
+        self.gauge.errors.store(errors, Ordering::Relaxed);
         self.gauge.outstanding.store(self.bench.outstanding, Ordering::Relaxed);
+        if self.gauge.wanted.load(Ordering::Relaxed) {
+            self.gauge.wanted.store(false, Ordering::Relaxed);
+            if let Ok(mut recent) = self.gauge.recent.lock() {
+                recent.note(&self.bench.tally);
+            }
+            self.total.absorb(&mut self.bench.tally);
+        }
     }
 }
 

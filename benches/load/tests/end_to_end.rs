@@ -10,7 +10,12 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::Duration;
 
-use kiln_load::{KeyDist, Length, Plan, Progress, Ratio, Report, RunError, Target, run};
+use kiln_load::{
+    Contestant, Echo, KeyDist, Length, Plan, Progress, Protocol, Ratio, Report, RunError, Target,
+    compare, run,
+};
+use kiln_protocol::command::{Command, ItemMeta, Outcome};
+use kiln_protocol::native::{Body, HitHead, MAGIC, Request, admin, respond};
 
 fn plan(server: SocketAddr) -> Plan {
     Plan {
@@ -254,4 +259,223 @@ fn a_plan_that_contradicts_itself_sends_nothing() {
         let outcome = run(&plan, Progress::Silent, &AtomicBool::new(false));
         assert!(matches!(outcome, Err(RunError::Plan { .. })), "{plan:?}");
     }
+}
+
+#[test]
+fn meta_commands_find_what_they_stored() {
+    let map = std::sync::Mutex::new(HashMap::<String, Vec<u8>>::new());
+    let address = server(move |stream| {
+        let mut input = BufReader::new(stream.try_clone().unwrap());
+        let mut output = stream;
+        let mut line = String::new();
+        while input.read_line(&mut line).unwrap_or(0) > 0 {
+            let words: Vec<_> = line.split_whitespace().collect();
+            let reply = match words[..] {
+                ["mg", key, "v"] => match map.lock().unwrap().get(key) {
+                    None => b"EN\r\n".to_vec(),
+                    Some(data) => {
+                        [format!("VA {}\r\n", data.len()).as_bytes(), data, b"\r\n"].concat()
+                    }
+                },
+                ["ms", key, len] => {
+                    let mut data = vec![0; len.parse::<usize>().unwrap() + 2];
+                    input.read_exact(&mut data).unwrap();
+                    data.truncate(data.len() - 2);
+                    map.lock().unwrap().insert(key.to_owned(), data);
+                    b"HD\r\n".to_vec()
+                }
+                _ => b"ERROR\r\n".to_vec(),
+            };
+            if output.write_all(&reply).is_err() {
+                return;
+            }
+            line.clear();
+        }
+    });
+    let report = run_to_end(&Plan {
+        protocol: Protocol::Meta,
+        preload: true,
+        verify: true,
+        length: Length::Requests(5_000),
+        ..plan(address)
+    });
+
+    assert_eq!((report.errors.total(), report.hit_percent), (0, Some(100.0)), "{report}");
+}
+
+/// Native answers to gets and sets, each pair of requests answered in the opposite order.
+fn native_server() -> SocketAddr {
+    let map = std::sync::Mutex::new(HashMap::<Vec<u8>, Vec<u8>>::new());
+    server(move |mut stream| {
+        let mut held: Option<Vec<u8>> = None;
+        loop {
+            let mut head = [0; 4];
+            if stream.read_exact(&mut head).is_err() {
+                return;
+            }
+            let mut body = vec![0; u32::from_be_bytes(head) as usize];
+            stream.read_exact(&mut body).unwrap();
+            let request = Request::decode(&body).unwrap();
+            let mut answer = Vec::new();
+            match request.body {
+                Body::Hello(hello) => {
+                    assert_eq!(hello.magic, MAGIC);
+                    let welcome = admin::Welcome { server: "kiln/9".into(), ..Default::default() };
+                    respond::structure(&mut answer, request.id, &welcome);
+                    stream.write_all(&answer).unwrap();
+                    continue;
+                }
+                Body::Data(data) => match data.item.command {
+                    Command::Store(store) => {
+                        map.lock().unwrap().insert(store.key.to_vec(), store.value.to_vec());
+                        let stored = Outcome::Stored(ItemMeta::default());
+                        respond::outcome(&mut answer, request.id, &stored, None);
+                    }
+                    Command::Get(get) => match map.lock().unwrap().get(get.key) {
+                        None => {
+                            respond::outcome(&mut answer, request.id, &Outcome::NotFound, None);
+                        }
+                        Some(value) => {
+                            let item = ItemMeta { value_len: value.len(), ..Default::default() };
+                            let head = HitHead { item: &item, with_value: true };
+                            respond::hit_head(&mut answer, request.id, head);
+                            answer.extend_from_slice(value);
+                        }
+                    },
+                    other => panic!("{other:?} was not asked for"),
+                },
+                other => panic!("{other:?} was not asked for"),
+            }
+            match held.take() {
+                None => held = Some(answer),
+                Some(first) => {
+                    answer.extend_from_slice(&first);
+                    if stream.write_all(&answer).is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    })
+}
+
+#[test]
+fn native_answers_are_matched_to_their_requests_in_any_order() {
+    let report = run_to_end(&Plan {
+        protocol: Protocol::Native,
+        preload: true,
+        verify: true,
+        connections: 1,
+        keys: 1000,
+        length: Length::Requests(4_000),
+        ..plan(native_server())
+    });
+
+    assert_eq!((report.errors.total(), report.hit_percent), (0, Some(100.0)), "{report}");
+    assert_eq!(report.server_version.as_deref(), Some("kiln/9"));
+    assert_eq!(report.operations, 4_000);
+}
+
+#[test]
+fn a_server_of_another_protocol_is_refused_before_anything_is_measured() {
+    let memcached = server(|mut stream| {
+        let _ = stream.read(&mut [0; 1000]);
+        let _ = stream.write_all(b"ERROR\r\n");
+    });
+    let plan = Plan { protocol: Protocol::Native, ..plan(memcached) };
+    let outcome = run(&plan, Progress::Silent, &AtomicBool::new(false));
+
+    let error = outcome.unwrap_err();
+    assert!(matches!(error, RunError::Refused { .. }), "{error}");
+    assert!(error.to_string().contains("native protocol"), "{error}");
+}
+
+#[test]
+fn http_keys_and_pages_are_read_and_written() {
+    let map = std::sync::Mutex::new(HashMap::<String, Vec<u8>>::new());
+    let address = server(move |stream| {
+        let mut input = BufReader::new(stream.try_clone().unwrap());
+        let mut output = stream;
+        loop {
+            let (mut first, mut len) = (String::new(), 0);
+            if input.read_line(&mut first).unwrap_or(0) == 0 {
+                return;
+            }
+            loop {
+                let mut header = String::new();
+                input.read_line(&mut header).unwrap();
+                if let Some(value) = header.strip_prefix("Content-Length: ") {
+                    len = value.trim().parse().unwrap();
+                }
+                if header == "\r\n" {
+                    break;
+                }
+            }
+            let mut body = vec![0; len];
+            input.read_exact(&mut body).unwrap();
+            let words: Vec<_> = first.split_whitespace().collect();
+            let (status, body) = match words[..] {
+                ["PUT", path, _] => {
+                    assert!(path.starts_with("/v1/caches/default/keys/key:"), "{path}");
+                    map.lock().unwrap().insert(path.to_owned(), body);
+                    ("204 No Content", Vec::new())
+                }
+                ["GET", "/page", _] => ("200 OK", b"page".to_vec()),
+                ["GET", path, _] => match map.lock().unwrap().get(path) {
+                    Some(value) => ("200 OK", value.clone()),
+                    None => ("404 Not Found", b"{}".to_vec()),
+                },
+                _ => ("400 Bad Request", Vec::new()),
+            };
+            let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n", body.len());
+            if output.write_all(&[head.as_bytes(), &body].concat()).is_err() {
+                return;
+            }
+        }
+    });
+    let keys = Plan { protocol: Protocol::Http, ..plan(address) };
+    let keys = Plan { keys: 200, length: Length::Requests(2_000), ..keys };
+    let cold = run_to_end(&Plan { ratio: Ratio { sets: 0, gets: 1 }, ..keys.clone() });
+    assert_eq!((cold.misses, cold.errors.total()), (2_000, 0), "{cold}");
+    let warm = run_to_end(&Plan { preload: true, verify: true, ..keys.clone() });
+    assert_eq!((warm.hit_percent, warm.errors.total()), (Some(100.0), 0), "{warm}");
+    let page = run_to_end(&Plan { http_path: Some("/page".to_owned()), ..keys });
+    assert_eq!((page.hits, page.errors.total()), (2_000, 0), "{page}");
+}
+
+#[test]
+fn contestants_take_turns_and_are_compared_by_medians() {
+    let short = Plan { length: Length::Requests(1_000), ..plan(null_server()) };
+    let echo = Echo::start().unwrap();
+    let sides = [
+        Contestant { name: "null".to_owned(), plan: short.clone() },
+        Contestant {
+            name: "echo".to_owned(),
+            plan: Plan {
+                protocol: Protocol::Echo,
+                target: Target::Tcp(echo.address().to_string()),
+                ..short
+            },
+        },
+    ];
+    let outcome = compare(&sides, 3, Progress::Silent, &AtomicBool::new(false)).unwrap();
+
+    assert_eq!(outcome.errors(), 0, "{outcome}");
+    assert!(outcome.contestants.iter().all(|side| side.reports.len() == 3));
+    assert!((outcome.contestants[0].p50_ratio - 1.0).abs() < 1e-9);
+    assert!(outcome.contestants[1].p50_ratio > 0.0);
+    assert!(outcome.to_string().contains("ratios are to null"), "{outcome}");
+}
+
+#[test]
+fn the_distribution_file_ends_at_the_slowest_request() {
+    let report = run_to_end(&plan(null_server()));
+    let mut text = Vec::new();
+    report.write_distribution(&mut text).unwrap();
+    let text = String::from_utf8(text).unwrap();
+
+    assert!(text.trim_start().starts_with("Value"), "{text}");
+    let last = text.lines().rfind(|line| !line.starts_with('#')).unwrap();
+    let fields: Vec<f64> = last.split_whitespace().map(|field| field.parse().unwrap()).collect();
+    assert_eq!((fields[1], fields[2]), (1.0, 20_000.0), "{last}");
 }

@@ -390,9 +390,7 @@ impl Contestant for Kiln {
             for batch in keys.chunks(self.batch) {
                 hashes.clear();
                 hashes.extend(batch.iter().map(|key| Store::hash(key)));
-                self.store.prefetch_buckets(&hashes);
-                self.store.prefetch_items(&hashes);
-                for (key, &hash) in batch.iter().zip(&hashes) {
+                for (key, hash) in batch.iter().zip(self.store.ahead(&hashes)) {
                     operate(key, hash);
                 }
             }

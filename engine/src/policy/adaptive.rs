@@ -115,7 +115,7 @@ impl EvictionPolicy for Adaptive {
     }
 
     #[inline]
-    fn hit_bits(&self, bits: u8) -> Option<u8> {
+    fn hit_bits(bits: u8) -> Option<u8> {
         Some(bits_after_use(bits))
     }
 

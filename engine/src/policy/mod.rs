@@ -65,7 +65,11 @@ pub trait EvictionPolicy {
     /// The bits that a use leaves an entry with, for a policy whose hit changes nothing but its
     /// own [`bits`](Nodes::bits): the store then writes them with what it notes itself, in place
     /// of [`on_hit`](Self::on_hit). `None`: call `on_hit`.
-    fn hit_bits(&self, _bits: u8) -> Option<u8> {
+    #[inline]
+    fn hit_bits(_bits: u8) -> Option<u8>
+    where
+        Self: Sized,
+    {
         None
     }
     /// An entry leaves for another reason than eviction: deleted, expired, replaced.
@@ -115,6 +119,22 @@ impl PolicyKind {
     /// Whether the policy keeps a word in [`Nodes::extra`]: entries then are 4 bytes larger.
     pub const fn needs_extra(self) -> bool {
         matches!(self, Self::Lfu)
+    }
+
+    /// See [`EvictionPolicy::hit_bits`].
+    #[inline]
+    pub fn hit_bits(self, bits: u8) -> Option<u8> {
+        match self {
+            Self::Adaptive => Adaptive::hit_bits(bits),
+            Self::Lru => Lru::hit_bits(bits),
+            Self::Lfu => Lfu::hit_bits(bits),
+            Self::None => Untracked::hit_bits(bits),
+        }
+    }
+
+    /// Bit i is set where a hit leaves the bits i of an entry, and all else, as they are.
+    pub(crate) fn settled_bits(self) -> u64 {
+        (0..64).filter(|&bits| self.hit_bits(bits) == Some(bits)).fold(0, |all, bits| all | 1 << bits)
     }
 }
 
@@ -198,11 +218,6 @@ impl EvictionPolicy for Policy {
         each!(self, policy => policy.on_hit(nodes, slot, hash));
     }
 
-    #[inline]
-    fn hit_bits(&self, bits: u8) -> Option<u8> {
-        each!(self, policy => policy.hit_bits(bits))
-    }
-
     fn on_remove<N: Nodes>(&mut self, nodes: &mut N, slot: Slot) {
         each!(self, policy => policy.on_remove(nodes, slot));
     }
@@ -236,7 +251,7 @@ mod tests {
             let links =
                 |entries: &Entries| [1, 2, 3].map(|at| (entries.prev(at), entries.next(at)));
             (0..64).all(|bits| {
-                let Some(after) = policy.hit_bits(bits) else { return false };
+                let Some(after) = kind.hit_bits(bits) else { return false };
                 let before = links(&entries);
                 entries.set_bits(2, bits);
                 policy.on_hit(&mut entries, 2, 2);

@@ -16,7 +16,7 @@ impl EvictionPolicy for Untracked {
     fn on_hit<N: Nodes>(&mut self, _nodes: &mut N, _slot: Slot, _hash: u64) {}
 
     #[inline]
-    fn hit_bits(&self, bits: u8) -> Option<u8> {
+    fn hit_bits(bits: u8) -> Option<u8> {
         Some(bits)
     }
 

@@ -29,7 +29,7 @@ impl Shard {
     #[inline(always)]
     pub(crate) fn find_plain(&self, hash: u64, key: &[u8], now: Now) -> Lookup<'_> {
         match self.index.find_plain(&self.items, hash, key) {
-            Lookup::Found(item) if item.deadline() <= now.ms => Lookup::Involved,
+            Lookup::Found(item) if item.deadline <= now.ms => Lookup::Involved,
             lookup => lookup,
         }
     }
@@ -42,7 +42,7 @@ impl Shard {
             return;
         }
         let bits = head.bits();
-        let after = self.policy.hit_bits(bits);
+        let after = self.policy.kind().hit_bits(bits);
         self.items.note_plain_read(head, now.s, after.unwrap_or(bits));
         if after.is_none() {
             self.policy.on_hit(&mut self.items, head.slot(), hash);

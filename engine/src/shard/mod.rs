@@ -15,7 +15,7 @@
 //! - no operation leaves an item half written: room is made first, then words and bytes change.
 
 use crate::heap::{CHUNK_LEN, Heap, SLOT_LEN_MAX, Slot};
-use crate::index::{Index, prefetch, prefetch_item};
+use crate::index::Index;
 use crate::item::{Items, Mark, Shape};
 use crate::ops::{ItemInfo, Refill, Stats};
 use crate::policy::{EvictionPolicy, Nodes, Policy};
@@ -352,20 +352,6 @@ impl Shard {
             heap_bytes: self.heap_reported as u64,
             zombies: self.zombies,
             ..self.stats
-        }
-    }
-
-    /// Asks for the index bucket of a hash.
-    #[inline]
-    pub(crate) fn prefetch_bucket(&self, hash: u64) {
-        prefetch(self.items.heap.pointer(self.index.bucket_at(hash)));
-    }
-
-    /// Asks for the item that a lookup of this hash will most likely read.
-    #[inline]
-    pub(crate) fn prefetch_item(&self, hash: u64) {
-        if let Some(slot) = self.index.guess(&self.items, hash) {
-            prefetch_item(&self.items, slot);
         }
     }
 }

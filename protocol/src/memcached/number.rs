@@ -66,7 +66,7 @@ pub(super) fn flush_time(seconds: i64) -> FlushTime {
     match ttl(seconds) {
         Ttl::After(ms) => FlushTime::After(ms),
         Ttl::At(ms) => FlushTime::At(ms),
-        Ttl::Never | Ttl::Expired => FlushTime::Now,
+        Ttl::Default | Ttl::Never | Ttl::Expired => FlushTime::Now,
     }
 }
 

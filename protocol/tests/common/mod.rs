@@ -321,7 +321,7 @@ impl Map {
 
     fn ends_ms(&self, ttl: Ttl) -> Option<u64> {
         match ttl {
-            Ttl::Never => None,
+            Ttl::Default | Ttl::Never => None,
             Ttl::After(ms) => Some(self.now_ms.saturating_add(ms)),
             Ttl::At(ms) => Some(ms),
             Ttl::Expired => Some(0),

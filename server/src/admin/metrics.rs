@@ -15,7 +15,7 @@ use crate::{node::Node, process::Usage};
 pub(super) fn render(node: &Node) -> prometheus::Result<String> {
     let mut families = Families::default();
     about_node(&mut families, node);
-    let stats = node.store.stats();
+    let stats = node.caches.stats();
     about_commands(&mut families, node, &stats);
     about_items(&mut families, node, &stats);
     if let Some(usage) = Usage::read() {
@@ -58,52 +58,48 @@ fn about_node(families: &mut Families, node: &Node) {
         .zip(&per_worker)
         .map(|(labels, (_, open))| (labels.as_slice(), *open))
         .collect();
-    families.gauge(
-        "kiln_worker_connections",
-        "Memcached connections open now, by worker.",
-        &values,
-    );
+    families.gauge("kiln_worker_connections", "Client connections open now, by worker.", &values);
 
     let open = &node.connections;
-    families.one_gauge("kiln_connections", "Memcached connections open now.", open.open() as f64);
+    families.one_gauge("kiln_connections", "Client connections open now.", open.open() as f64);
     families.one_gauge(
         "kiln_connections_max",
-        "Memcached connections that may be open.",
+        "Client connections that may be open.",
         config.max_connections.0 as f64,
     );
     families.one_counter(
         "kiln_connections_accepted_total",
-        "Memcached connections served since the start.",
+        "Client connections served since the start.",
         totals.total_connections as f64,
     );
     families.one_counter(
         "kiln_connections_rejected_total",
-        "Memcached connections turned away because there were too many.",
+        "Client connections turned away because there were too many.",
         open.rejected() as f64,
     );
     families.one_counter(
         "kiln_connections_idle_closed_total",
-        "Memcached connections closed for being idle.",
+        "Client connections closed for being idle.",
         totals.idle_kicks as f64,
     );
     families.one_counter(
         "kiln_connection_yields_total",
-        "Times a memcached connection had to let others pass.",
+        "Times a client connection had to let others pass.",
         totals.conn_yields as f64,
     );
     families.one_counter(
         "kiln_received_bytes_total",
-        "Bytes read from memcached clients.",
+        "Bytes read from clients.",
         totals.bytes_read as f64,
     );
     families.one_counter(
         "kiln_sent_bytes_total",
-        "Bytes written to memcached clients.",
+        "Bytes written to clients.",
         totals.bytes_written as f64,
     );
     families.one_counter(
         "kiln_protocol_errors_total",
-        "Requests of memcached clients that were not understood.",
+        "Requests of clients that were not understood.",
         totals.protocol_errors as f64,
     );
 }

@@ -424,7 +424,7 @@ mod tests {
     fn settings_that_do_not_fit_together_are_refused() {
         let too_large = sources(None, &[], &[("memory", "8m"), ("max_item_size", "5m")]);
         assert!(messages(&too_large)[0].contains("more than half of memory"));
-        let deaf = sources(None, &[], &[("listen_memcached", "off")]);
+        let deaf = sources(None, &[], &[("listen_memcached", "off"), ("listen_native", "off")]);
         assert!(messages(&deaf)[0].contains("no client could connect"));
     }
 }

@@ -161,7 +161,7 @@ settings! {
         /// Where health checks and metrics are served over HTTP.
         listen_http: Listen = Fixed("127.0.0.1:7380"), "HOST:PORT";
         /// Where Kiln's own clients connect.
-        listen_native: ReservedListen = Fixed("off"), "HOST:PORT";
+        listen_native: Listen = Fixed("127.0.0.1:7311"), "HOST:PORT";
         /// Where other nodes connect.
         listen_peer: ReservedListen = Fixed("off"), "HOST:PORT";
         /// Where sensor readings come in.
@@ -177,7 +177,8 @@ settings! {
         disable_flush: Switch = Fixed("false"), "BOOL";
     }
     "Clients" {
-        /// Connections of memcached clients over all listeners. One more is told so and closed.
+        /// Connections of memcached and native clients over all listeners. One more is told so and
+        /// closed.
         max_connections: Count = Fixed("4096"), "N", "1"..="1000000";
         /// Close a connection that sent no request for this long; 0s never does.
         idle_timeout: Period = Fixed("0s"), "TIME", "0s"..="365d";
@@ -212,9 +213,13 @@ impl Config {
                 self.max_item_size, self.memory
             ));
         }
-        if self.listen_memcached == Listen::Off && self.listen_memcached_unix.get().is_none() {
+        if self.listen_memcached == Listen::Off
+            && self.listen_memcached_unix.get().is_none()
+            && self.listen_native == Listen::Off
+        {
             conflicts.push(
-                "no client could connect: listen_memcached and listen_memcached_unix are both off"
+                "no client could connect: listen_memcached, listen_memcached_unix and \
+                 listen_native are all off"
                     .to_owned(),
             );
         }

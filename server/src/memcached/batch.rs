@@ -1,10 +1,10 @@
 //! The requests of one read, together.
 //!
 //! A lookup is two cache misses that depend on each other; executed one by one, a batch of
-//! pipelined requests waits for all of them in turn. So a batch is first parsed whole, then the
-//! index buckets of all its keys are asked for, then the items, and only then are the requests
-//! executed, in order, into one reply buffer. The misses overlap; that is most of what pipelining
-//! can gain in a cache.
+//! pipelined requests waits for all of them in turn. So a batch is first parsed whole, and then the
+//! requests are executed, in order, into one reply buffer, with the index buckets and items of
+//! those to come asked for ahead. The misses overlap; that is most of what pipelining can gain in a
+//! cache.
 //!
 //! The scratch memory is one per worker: a connection that waits holds none of it.
 
@@ -15,35 +15,28 @@ use kiln_protocol::memcached::{
     FlushTime, KeyScratch, Op, Parser, Reply, Stats, lines, write_version,
 };
 
+use crate::connection::budget::Share;
+use crate::connection::{Context, Output, Then, WorkerMemory};
 use crate::execute::{Sink, execute, meta};
-use crate::memcached::budget::Share;
-use crate::memcached::output::Output;
 use crate::memcached::{PROTOCOL_VERSION, stats};
-use crate::node::{Node, WorkerState};
 
-/// Requests parsed ahead and prefetched together.
+/// Requests parsed ahead, so that what they need can be fetched ahead.
 const BATCH_MAX: usize = 64;
-
-/// Fewer than this are not worth prefetching: the first waits as long either way.
-const PREFETCH_MIN: usize = 2;
 
 /// What the store spends on an item beside key and value, about: for `me` and `stats`.
 const ITEM_OVERHEAD: usize = 32;
 
 /// Memory for one batch at a time: one per worker, used by its connections in turn.
 pub(crate) struct BatchMemory {
-    /// Where replies are gathered.
-    pub(crate) replies: Vec<u8>,
     /// Empty between batches; kept for its memory.
     ops: Vec<Op<'static>>,
     hashes: Vec<u64>,
     keys: KeyScratch,
 }
 
-impl BatchMemory {
-    pub(crate) fn new() -> Self {
+impl Default for BatchMemory {
+    fn default() -> Self {
         Self {
-            replies: Vec::new(),
             ops: Vec::with_capacity(BATCH_MAX),
             hashes: Vec::with_capacity(BATCH_MAX),
             keys: KeyScratch::new(BATCH_MAX),
@@ -51,57 +44,32 @@ impl BatchMemory {
     }
 }
 
-/// What a connection does after its batches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Then {
-    /// The rest of the input is an incomplete request: read on until there are this many bytes.
-    Read {
-        /// Bytes the request needs at least.
-        at_least: usize,
-    },
-    /// Replies have piled up: write before going on with the rest of the input.
-    Write,
-    /// Write the replies, then close.
-    Close,
-}
-
-/// Everything a batch works with.
-pub(crate) struct Context<'a> {
-    pub(crate) node: &'a Node,
-    pub(crate) worker: &'a WorkerState,
-    pub(crate) parser: &'a mut Parser,
-    pub(crate) output: &'a mut Output,
-    /// What the connection's replies keep pinned.
-    pub(crate) pinned: &'a mut Share,
-    /// Replies above this are written before more requests are run.
-    pub(crate) replies_max: usize,
-    pub(crate) now_ms: u64,
-}
-
 /// Runs all complete requests in `input`. Returns how many bytes are done with, and what next.
-pub(crate) fn run(
+pub(super) fn run(
+    parser: &mut Parser,
     context: &mut Context<'_>,
     input: &[u8],
-    memory: &mut BatchMemory,
+    memory: &mut WorkerMemory,
 ) -> (usize, Then) {
-    let BatchMemory { replies, ops: kept_ops, hashes, keys } = memory;
+    let WorkerMemory { replies, memcached, sampler, .. } = memory;
+    let BatchMemory { ops: kept_ops, hashes, keys } = memcached;
+    let cache = context.node.default_cache();
     let mut done = 0;
     loop {
         keys.clear();
         hashes.clear();
         let mut ops: Vec<Op<'_>> = std::mem::take(kept_ops);
-        let start = (context.parser.clone(), done);
-        let rest =
-            parse(context.parser, &input[done..], keys, &mut ops, BATCH_MAX, hashes, &mut done);
-        if hashes.len() >= PREFETCH_MIN {
-            context.node.store.prefetch_buckets(hashes);
-            context.node.store.prefetch_items(hashes);
+        let start = (parser.clone(), done);
+        let rest = parse(parser, &input[done..], keys, &mut ops, BATCH_MAX, hashes, &mut done);
+        context.worker.counters.memcached_ops.add(hashes.len() as u64);
+        if let Some(place) = sampler.pick(hashes.len()) {
+            count_key(context, &ops, place, hashes[place]);
         }
-        let mut hashes = hashes.iter().copied();
+        let mut hashes = cache.store.ahead(hashes);
         let mut close = false;
         let mut early = None;
         for (number, op) in (1..).zip(&ops) {
-            if answer(context, op, &mut hashes, replies) == After::Close {
+            if answer(parser, context, op, &mut hashes, replies) == After::Close {
                 close = true;
                 break;
             }
@@ -116,12 +84,12 @@ pub(crate) fn run(
         }
         if let Some(executed) = early {
             // Rare and cheap: the parser goes back and forth again over what was executed.
-            (*context.parser, done) = start;
+            (*parser, done) = start;
             keys.clear();
             let mut ops: Vec<Op<'_>> = std::mem::take(kept_ops);
             let mut hashes = Vec::new();
             let input = &input[done..];
-            parse(context.parser, input, keys, &mut ops, executed, &mut hashes, &mut done);
+            parse(parser, input, keys, &mut ops, executed, &mut hashes, &mut done);
             *kept_ops = recycle(ops);
             context.worker.counters.conn_yields.add(1);
             return (done, Then::Write);
@@ -132,6 +100,18 @@ pub(crate) fn run(
         if replies.len() + context.output.len() >= context.replies_max {
             return (done, Then::Write);
         }
+    }
+}
+
+/// Counts one of the keys asked for.
+#[cold]
+fn count_key(context: &Context<'_>, ops: &[Op<'_>], place: usize, hash: u64) {
+    let commands = ops.iter().filter_map(|op| match op {
+        Op::Data { command, .. } => Some(command),
+        _ => None,
+    });
+    if let Some(command) = commands.into_iter().nth(place) {
+        context.worker.hottest.lock().count(0, command.key(), hash);
     }
 }
 
@@ -235,12 +215,14 @@ const OUT_OF_MEMORY_WRITING: &[u8] = b"SERVER_ERROR out of memory writing get re
 
 /// Executes one request and writes its answer.
 fn answer(
+    parser: &mut Parser,
     context: &mut Context<'_>,
     op: &Op<'_>,
     hashes: &mut impl Iterator<Item = u64>,
     replies: &mut Vec<u8>,
 ) -> After {
     let node = context.node;
+    let cache = node.default_cache();
     match op {
         Op::Data { command, reply } => {
             let Some(hash) = hashes.next() else { return After::Close };
@@ -255,7 +237,7 @@ fn answer(
                 pinned: context.pinned,
                 failed: &mut failed,
             };
-            execute(&node.store, command, hash, context.now_ms, sink);
+            execute(cache, command, hash, context.now_ms, sink);
             if failed {
                 return After::Close;
             }
@@ -264,9 +246,9 @@ fn answer(
             if *delete {
                 let hash = Store::hash(key);
                 let delete = kiln_protocol::command::Command::Delete(Delete::plain(key));
-                execute(&node.store, &delete, hash, context.now_ms, Discard);
+                execute(cache, &delete, hash, context.now_ms, Discard);
             }
-            node.store.count_too_large(Store::hash(key));
+            cache.store.count_too_large(Store::hash(key));
             let _ = reply.encode(&Outcome::TooLarge, replies);
         }
         Op::FlushAll { when, noreply } => {
@@ -275,20 +257,20 @@ fn answer(
                 FlushTime::After(ms) => Some(context.now_ms.saturating_add(ms)),
                 FlushTime::At(ms) => Some(ms),
             };
-            node.store.flush(at_ms, context.now_ms);
+            cache.flush(at_ms, context.now_ms);
             say(lines::OK, *noreply, replies);
         }
         Op::Version => write_version(PROTOCOL_VERSION, replies),
         Op::MetaNoop => replies.extend_from_slice(lines::META_NOOP),
         Op::MetaDebug { key, reply } => {
-            let item = node.store.peek(key, Store::hash(key), context.now_ms);
+            let item = cache.store.peek(key, Store::hash(key), context.now_ms);
             let item = item.map(|info| meta(&info, context.now_ms));
             let described =
                 item.as_ref().map(|item| (item, key.len() + item.value_len + ITEM_OVERHEAD));
             reply.encode(described, replies);
         }
         Op::Stats(Stats::Reset) => {
-            node.store.reset_stats();
+            cache.store.reset_stats();
             replies.extend_from_slice(lines::RESET);
         }
         Op::Stats(which) => stats::answer(node, *which, context.now_ms, replies),
@@ -303,7 +285,7 @@ fn answer(
         Op::Authenticate { credentials } => {
             context.worker.counters.auth_cmds.add(1);
             if node.auth.as_ref().is_none_or(|auth| auth.check(credentials)) {
-                context.parser.authenticated();
+                parser.authenticated();
                 replies.extend_from_slice(lines::AUTHENTICATED);
             } else {
                 context.worker.counters.auth_errors.add(1);

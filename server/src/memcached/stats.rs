@@ -31,7 +31,7 @@ pub(super) fn answer(node: &Node, which: Stats, now_ms: u64, out: &mut Vec<u8>) 
 }
 
 fn general(node: &Node, now_ms: u64, mut out: StatsWriter<'_>) {
-    let stats = node.store.stats();
+    let stats = node.default_cache().store.stats();
     let totals = node.totals();
     let usage = Usage::read();
     let (user, system) = usage.map_or((0.0, 0.0), |usage| (usage.cpu_user_s, usage.cpu_system_s));
@@ -107,7 +107,7 @@ fn settings(node: &Node, mut out: StatsWriter<'_>) {
     let mut port = 0;
     let mut inter = String::new();
     let mut unix = String::from("NULL");
-    for endpoint in &node.endpoints {
+    for endpoint in &node.endpoints.memcached {
         match endpoint {
             Endpoint::Tcp(address) => {
                 port = address.port();
@@ -124,8 +124,11 @@ fn settings(node: &Node, mut out: StatsWriter<'_>) {
         .stat("inter", inter)
         .stat("verbosity", 0)
         .stat("oldest", 0)
-        .stat("evictions", if node.store.policy() == PolicyKind::None { "off" } else { "on" })
-        .stat("eviction_policy", node.store.policy())
+        .stat(
+            "evictions",
+            if node.default_cache().store.policy() == PolicyKind::None { "off" } else { "on" },
+        )
+        .stat("eviction_policy", node.default_cache().store.policy())
         .stat("domain_socket", unix)
         .stat("umask", format_args!("{:o}", 0o777 & !config.unix_socket_mode.0))
         .stat("growth_factor", "1.00")
@@ -139,7 +142,7 @@ fn settings(node: &Node, mut out: StatsWriter<'_>) {
         .stat("binding_protocol", "ascii")
         .stat("auth_enabled_sasl", "no")
         .stat("auth_enabled_ascii", yes(node.auth.is_some()))
-        .stat("item_size_max", node.store.value_len_max())
+        .stat("item_size_max", node.default_cache().store.value_len_max())
         .stat("maxconns_fast", "yes")
         .stat("hashpower_init", 0)
         .stat("slab_reassign", "yes")
@@ -158,7 +161,7 @@ fn settings(node: &Node, mut out: StatsWriter<'_>) {
 
 /// Kiln evicts over all sizes together, so there is one class that stands for all.
 fn items(node: &Node, mut out: StatsWriter<'_>) {
-    let stats = node.store.stats();
+    let stats = node.default_cache().store.stats();
     if stats.items > 0 {
         let mut stat = |name: &str, value: u64| {
             out.stat(format_args!("items:1:{name}"), value);
@@ -183,7 +186,7 @@ fn items(node: &Node, mut out: StatsWriter<'_>) {
 
 fn slabs(node: &Node, mut out: StatsWriter<'_>) {
     const PAGE: u64 = 64 * 1024;
-    let classes = node.store.classes();
+    let classes = node.default_cache().store.classes();
     for (number, class) in (1_u32..).zip(&classes) {
         let ClassUsage { slot_len, pages, used, free } = *class;
         let per_page = PAGE / slot_len as u64;
@@ -198,12 +201,13 @@ fn slabs(node: &Node, mut out: StatsWriter<'_>) {
         stat("free_chunks", free);
         stat("free_chunks_end", 0);
     }
-    out.stat("active_slabs", classes.len()).stat("total_malloced", node.store.stats().page_bytes);
+    out.stat("active_slabs", classes.len())
+        .stat("total_malloced", node.default_cache().store.stats().page_bytes);
     out.end();
 }
 
 fn sizes(node: &Node, mut out: StatsWriter<'_>) {
-    for class in node.store.classes() {
+    for class in node.default_cache().store.classes() {
         if class.used > 0 {
             out.stat(class.slot_len, class.used);
         }
@@ -225,6 +229,7 @@ fn cachedump(node: &Node, class: u32, limit: u32, now_ms: u64, out: &mut Vec<u8>
             break;
         };
         cursor = node
+            .default_cache()
             .store
             .scan(at, STEP_ITEMS, now_ms, |entry| {
                 // A key that only the meta protocol can write, in base64, would break the lines.

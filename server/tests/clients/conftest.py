@@ -29,7 +29,7 @@ class Node:
         self.socket = os.path.join(self.directory.name, "kiln.sock")
         self.log = open(os.path.join(self.directory.name, "log"), "w+")
         self.process = subprocess.Popen(
-            [binary, "serve", "--listen-memcached", "127.0.0.1:0", "--listen-http", "127.0.0.1:0",
+            [binary, "serve", "--listen-memcached", "127.0.0.1:0", "--listen-native", "127.0.0.1:0", "--listen-http", "127.0.0.1:0",
              "--listen-memcached-unix", self.socket, "--threads", "2", *flags],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.log, text=True,
             env=environment)

@@ -11,6 +11,8 @@
 // Each test file is a crate of its own and uses a part of this. A failed unwrap fails the test.
 #![allow(dead_code, missing_docs, clippy::unwrap_used)]
 
+pub mod native;
+
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
@@ -185,6 +187,7 @@ pub fn serve<'a>(flags: &[&'a str]) -> Vec<&'a str> {
     let mut arguments = vec!["serve"];
     for (flag, value) in [
         ("--listen-memcached", "127.0.0.1:0"),
+        ("--listen-native", "127.0.0.1:0"),
         ("--listen-http", "127.0.0.1:0"),
         ("--memory", "16MiB"),
         ("--threads", "2"),

@@ -1,4 +1,4 @@
-//! One client: reads, runs what has come, writes.
+//! One client: reads, has its session run what came, writes.
 //!
 //! A turn has no await point: it reads into memory that the worker's connections share, runs all
 //! complete requests, and writes the replies, with one system call each. Only what does not fit,
@@ -17,15 +17,13 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, ready};
 use std::time::Duration;
 
-use kiln_protocol::memcached::{Limits, Parser};
 use memmap2::MmapMut;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::Instant;
 
+use crate::connection::budget::Share;
+use crate::connection::{Context, Output, Session, Then, WorkerMemory};
 use crate::connections::Peer;
-use crate::memcached::batch::{self, BatchMemory, Then};
-use crate::memcached::budget::Share;
-use crate::memcached::output::Output;
 use crate::node::{Node, WorkerState};
 use crate::stream::Stream;
 
@@ -48,35 +46,32 @@ const LONG_RATE_MIN: usize = 16 * 1024;
 /// The reply buffer of a worker does not stay larger than this.
 const REPLIES_KEPT_MAX: usize = 1 << 20;
 
-/// Said, and the connection closed, when the budget has no room for a request.
-const OUT_OF_MEMORY_READING: &[u8] = b"SERVER_ERROR out of memory reading request\r\n";
-
 /// What the connections of a worker use in turn.
 struct Shared {
     input: Box<[u8]>,
-    batch: BatchMemory,
+    memory: WorkerMemory,
 }
 
 thread_local! {
     static SHARED: RefCell<Shared> = RefCell::new(Shared {
         input: vec![0; READ_LEN].into(),
-        batch: BatchMemory::new(),
+        memory: WorkerMemory::default(),
     });
 }
 
 /// Serves one connection to its end.
-pub(crate) async fn serve(stream: Stream, peer: Arc<Peer>, node: Arc<Node>, worker: usize) {
-    let limits = Limits {
-        value_len_max: node.store.value_len_max(),
-        auth_required: node.auth.is_some(),
-        shutdown_enabled: node.config.enable_shutdown.0,
-        flush_enabled: !node.config.disable_flush.0,
-    };
+pub(crate) async fn serve<S: Session>(
+    stream: Stream,
+    session: S,
+    peer: Arc<Peer>,
+    node: Arc<Node>,
+    worker: usize,
+) {
     let connection = Connection {
         stream,
+        session,
         worker: &node.workers[worker],
         peer: &peer,
-        parser: Parser::new(limits),
         held: Vec::new(),
         wanted: 0,
         held_share: node.budget.buffers(),
@@ -91,12 +86,12 @@ pub(crate) async fn serve(stream: Stream, peer: Arc<Peer>, node: Arc<Node>, work
     }
 }
 
-struct Connection<'a> {
+struct Connection<'a, S> {
     node: &'a Node,
     worker: &'a WorkerState,
     peer: &'a Peer,
     stream: Stream,
-    parser: Parser,
+    session: S,
     /// The start of a request whose rest has not come, or requests that wait for replies to leave.
     held: Vec<u8>,
     /// Bytes that `held` must have before parsing can get further.
@@ -117,7 +112,7 @@ enum Turn {
     More,
 }
 
-impl Connection<'_> {
+impl<S: Session> Connection<'_, S> {
     async fn run(mut self) -> io::Result<()> {
         loop {
             if !self.output.is_empty() {
@@ -174,9 +169,13 @@ impl Connection<'_> {
         Ok(())
     }
 
-    /// Reads once and runs what that completes. Polls through [`AsyncRead`]: after a read that
+    /// Says what is to be said unasked, or reads once and runs what that completes. Polls through [`AsyncRead`]: after a read that
     /// does not fill the buffer it knows the socket to be empty, without a second system call.
     fn poll_turn(&mut self, task: &mut TaskContext<'_>) -> Poll<io::Result<Turn>> {
+        if self.session.poll_unasked(task).is_ready() {
+            SHARED.with_borrow_mut(|shared| self.speak(&mut shared.memory))?;
+            return Poll::Ready(Ok(Turn::More));
+        }
         SHARED.with_borrow_mut(|shared| {
             let mut buffer = ReadBuf::new(&mut shared.input);
             ready!(poll_read(&mut self.stream, task, &mut buffer))?;
@@ -187,17 +186,21 @@ impl Connection<'_> {
             self.worker.counters.bytes_read.add(len as u64);
             let now_ms = self.node.clock.now_ms();
             self.peer.busy(now_ms);
+            let begun = shared.memory.turns.is_due().then(std::time::Instant::now);
             let mut left = &shared.input[..len];
             if self.held.is_empty() {
-                let done = self.run_batches(left, now_ms, &mut shared.batch)?;
+                let done = self.run_batches(left, now_ms, &mut shared.memory)?;
                 left = &left[done..];
             }
             if !left.is_empty() && !self.closing {
                 if self.held_share.resize(self.held.len() + left.len()) {
                     self.held.extend_from_slice(left);
                 } else {
-                    self.refuse(&mut shared.batch);
+                    self.refuse(&mut shared.memory);
                 }
+            }
+            if let Some(begun) = begun {
+                self.worker.latencies.count(S::PROTOCOL, begun.elapsed());
             }
             // What is held now may be complete: `run` looks.
             Poll::Ready(Ok(Turn::More))
@@ -211,7 +214,7 @@ impl Connection<'_> {
     /// client claims, and gone when the request is done. The allocator would keep it.
     async fn receive_long(&mut self) -> io::Result<bool> {
         let Some(_admission) = self.node.budget.admit(self.wanted).await else {
-            SHARED.with_borrow_mut(|shared| self.refuse(&mut shared.batch));
+            SHARED.with_borrow_mut(|shared| self.refuse(&mut shared.memory));
             return Ok(true);
         };
         let mut request = MmapMut::map_anon(self.wanted)?;
@@ -251,12 +254,12 @@ impl Connection<'_> {
     fn run_kept(&mut self, input: &[u8]) -> io::Result<()> {
         let now_ms = self.node.clock.now_ms();
         let done =
-            SHARED.with_borrow_mut(|shared| self.run_batches(input, now_ms, &mut shared.batch))?;
+            SHARED.with_borrow_mut(|shared| self.run_batches(input, now_ms, &mut shared.memory))?;
         let left = if self.closing { &[] } else { &input[done..] };
         if self.held_share.resize(left.len()) {
             self.held = left.to_vec();
         } else {
-            SHARED.with_borrow_mut(|shared| self.refuse(&mut shared.batch));
+            SHARED.with_borrow_mut(|shared| self.refuse(&mut shared.memory));
         }
         Ok(())
     }
@@ -267,18 +270,41 @@ impl Connection<'_> {
         &mut self,
         input: &[u8],
         now_ms: u64,
-        memory: &mut BatchMemory,
+        memory: &mut WorkerMemory,
     ) -> io::Result<usize> {
-        let mut context = batch::Context {
+        let (session, mut context) = self.parts(now_ms);
+        let (done, then) = session.run(&mut context, input, memory);
+        self.settle(then);
+        self.send(&mut memory.replies)?;
+        Ok(done)
+    }
+
+    /// Says what the client did not ask for.
+    fn speak(&mut self, memory: &mut WorkerMemory) -> io::Result<()> {
+        self.peer.speak();
+        let (session, mut context) = self.parts(self.node.clock.now_ms());
+        // It neither completes what is held nor asks for more of it.
+        if session.say_unasked(&mut context, memory) == Then::Close {
+            self.closing = true;
+        }
+        self.send(&mut memory.replies)
+    }
+
+    #[inline]
+    fn parts(&mut self, now_ms: u64) -> (&mut S, Context<'_>) {
+        let context = Context {
             node: self.node,
             worker: self.worker,
-            parser: &mut self.parser,
             output: &mut self.output,
             pinned: &mut self.pinned_share,
             replies_max: self.node.config.output_buffer_max.0 as usize,
             now_ms,
         };
-        let (done, then) = batch::run(&mut context, input, memory);
+        (&mut self.session, context)
+    }
+
+    #[inline]
+    fn settle(&mut self, then: Then) {
         // Shrinking cannot fail.
         self.pinned_share.resize(self.output.large_len());
         match then {
@@ -286,8 +312,6 @@ impl Connection<'_> {
             Then::Write => self.wanted = 0,
             Then::Close => self.closing = true,
         }
-        self.send(&mut memory.replies)?;
-        Ok(done)
     }
 
     /// Writes the replies gathered, behind those still waiting; keeps what the socket does not take.
@@ -323,10 +347,10 @@ impl Connection<'_> {
     }
 
     /// There is no room for what this client sends: says so and ends the connection.
-    fn refuse(&mut self, memory: &mut BatchMemory) {
+    fn refuse(&mut self, memory: &mut WorkerMemory) {
         self.held = Vec::new();
         self.held_share.resize(0);
-        memory.replies.extend_from_slice(OUT_OF_MEMORY_READING);
+        self.session.refuse(&mut memory.replies);
         self.closing = true;
         if let Err(error) = self.send(&mut memory.replies) {
             tracing::debug!(connection = self.peer.id, %error, "refusal not delivered");

@@ -1,0 +1,336 @@
+//! One call: find the node, ask, and ask again where that makes sense.
+//!
+//! Dropping a call at any moment is safe for the client: the connection goes on, and an answer
+//! that still comes is thrown away. What the call asked for may be done all the same.
+
+use std::{
+    sync::Arc,
+    time::Instant,
+};
+
+use bytes::Bytes;
+use kiln_protocol::{
+    command::Command,
+    native::{
+        CacheRef, DEFAULT_CACHE, Data, ErrorCode, Item, Op, Value,
+        admin::{Opened, capability},
+        compress, encode,
+    },
+};
+
+use crate::{
+    Cache, Error, Operation, Reason,
+    answer::Answer,
+    connection::{Connection, Deadline, Handle, Peer},
+    core::{self, CallOptions},
+    freshness::Freshness,
+    near::{NearCache, Place, Stamp},
+};
+
+/// A call for one item.
+#[derive(Clone, Copy)]
+pub(crate) struct Call<'a> {
+    pub(crate) item: Item<'a>,
+    pub(crate) operation: Operation,
+    /// It changes nothing.
+    pub(crate) reads: bool,
+    /// Doing it twice is as good as once, if nobody else writes the key in between.
+    pub(crate) idempotent: bool,
+    /// Keep what is read near.
+    pub(crate) track: Option<Place>,
+}
+
+/// What a call got.
+pub(crate) struct Reply {
+    pub(crate) answer: Answer,
+    pub(crate) peer: Arc<Peer>,
+    pub(crate) tracked: Option<Tracked>,
+}
+
+/// What is needed to keep an answer near.
+pub(crate) struct Tracked {
+    pub(crate) stamp: Stamp,
+    pub(crate) freshness: Arc<Freshness>,
+    /// When the question was asked.
+    pub(crate) asked_at: Instant,
+}
+
+impl Reply {
+    pub(crate) fn unexpected<T>(&self) -> Result<T, Error> {
+        match &self.answer {
+            Answer::Failed(error) => Err(error.clone()),
+            _ => Err(self.peer.unexpected("an answer to something else")),
+        }
+    }
+}
+
+impl Cache {
+    /// Makes a call for one item, with all its attempts.
+    pub(crate) async fn call(&self, call: Call<'_>) -> Result<Reply, Error> {
+        let mut retry_number = None;
+        // A write takes the value from the near cache before it begins, and whatever another read
+        // brought there meanwhile when it is over, however that is.
+        let _invalidates = match &self.state.near {
+            Some(near) if !call.reads => {
+                Some(Invalidates::new(near, NearCache::place(call.item.command.key())))
+            }
+            _ => None,
+        };
+        let may_repeat = call.reads || (call.idempotent && self.options.repeat_writes);
+        self.with_retries(call.operation, call.reads, async |deadline, repeatable| {
+            let result = self.attempt(&call, deadline, &mut retry_number).await;
+            // A node that knows the write again does not do it twice.
+            *repeatable = may_repeat || retry_number.is_some();
+            result
+        })
+        .await
+    }
+
+    /// Makes attempts until one succeeds or another makes no sense.
+    pub(crate) async fn with_retries<T>(
+        &self,
+        operation: Operation,
+        reads: bool,
+        mut attempt: impl AsyncFnMut(Deadline, &mut bool) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let CallOptions { retry, .. } = self.options;
+        let deadline = self.options.deadline();
+        let metrics = self.core.settings.metrics.as_deref();
+        let begun = metrics.map(|_| Instant::now());
+        let mut attempts = 0;
+        let result = loop {
+            attempts += 1;
+            let mut repeatable = reads;
+            let error = match attempt(deadline, &mut repeatable).await {
+                Ok(done) => break Ok(done),
+                Err(error) if reads => error.of_a_read(),
+                Err(error) => error,
+            };
+            let Some(delay) = retry.next(&error, repeatable, attempts, fastrand::f64()) else {
+                break Err(error);
+            };
+            if Instant::now() + delay >= deadline.at {
+                break Err(error);
+            }
+            if let Some(metrics) = metrics {
+                metrics.on_retry(operation, &error);
+            }
+            if error.code() == Some(ErrorCode::NotOwner) {
+                // Known at once is better than waited for; and if it fails, another attempt finds
+                // out what there is to find out.
+                let _ = self.core.refresh(deadline).await;
+            } else {
+                tokio::time::sleep(delay).await;
+            }
+        };
+        if let (Some(metrics), Some(begun)) = (metrics, begun) {
+            metrics.on_call(operation, begun.elapsed(), result.as_ref().err());
+        }
+        result
+    }
+
+    async fn attempt(
+        &self,
+        call: &Call<'_>,
+        deadline: Deadline,
+        retry_number: &mut Option<u64>,
+    ) -> Result<Reply, Error> {
+        let key = call.item.command.key();
+        let connection = {
+            let view = self.core.view();
+            let node = view.node(&self.state.name, key, call.reads);
+            let node = node.ok_or_else(|| Error::not_applied(Reason::Closed))?;
+            node.connection(deadline, call.track.is_some()).await?
+        };
+        let mut reopened = false;
+        loop {
+            let cache = self.reference(&connection, deadline).await?;
+            let error = match self.ask(call, &connection, cache, deadline, retry_number).await? {
+                Reply { answer: Answer::Failed(error), .. } => error,
+                reply => return Ok(reply),
+            };
+            // The cache may have been dropped, and made again, since it was opened.
+            let gone = error.code() == Some(ErrorCode::NoSuchCache) && error.is_not_applied();
+            if gone && !reopened && self.forget_handle(&connection, cache) {
+                reopened = true;
+                continue;
+            }
+            return Err(error);
+        }
+    }
+
+    async fn ask(
+        &self,
+        call: &Call<'_>,
+        connection: &Arc<Connection>,
+        cache: CacheRef<'_>,
+        deadline: Deadline,
+        retry_number: &mut Option<u64>,
+    ) -> Result<Reply, Error> {
+        let peer = &connection.peer;
+        let mut item = call.item;
+        check_limits(&item, peer)?;
+        if !call.reads && peer.can(capability::RETRY_WINDOW) {
+            item.want.retry = Some(*retry_number.get_or_insert_with(|| self.core.retry_number()));
+        }
+        let mut scratch = Vec::new();
+        let len = shrink(&mut item, peer, &mut scratch);
+
+        let mut tracked = None;
+        if let (Some(place), Some(near)) = (call.track, &self.state.near)
+            // Invalidations name the cache by its handle.
+            && matches!(cache, CacheRef::Handle(_))
+            && peer.can(capability::INVALIDATION)
+        {
+            item.want.track = true;
+            let freshness = connection.freshness.clone();
+            if freshness.want() || !freshness.holds(Instant::now(), near.staleness_max()) {
+                connection.wake_driver();
+            }
+            tracked = Some(Tracked { stamp: near.stamp(place), freshness, asked_at: Instant::now() });
+        }
+        let encode = |out: &mut Vec<u8>, id| encode::data(out, id, &Data { cache, item });
+        let answer = connection.submit(deadline, len, encode).await?.await?;
+        Ok(Reply { answer, peer: peer.clone(), tracked })
+    }
+
+    /// How the cache is called on this connection; opens it there if need be.
+    pub(crate) async fn reference<'a>(
+        &'a self,
+        connection: &Arc<Connection>,
+        deadline: Deadline,
+    ) -> Result<CacheRef<'a>, Error> {
+        let name = CacheRef::Name(&self.state.name);
+        let Some(id) = self.state.id else {
+            return Ok(name);
+        };
+        match connection.handle(id) {
+            Handle::Open(handle) => return Ok(CacheRef::Handle(handle)),
+            Handle::Opening | Handle::Refused => return Ok(name),
+            Handle::None => {}
+        }
+        if &*self.state.name == crate::address::DEFAULT_CACHE {
+            connection.set_handle(id, Handle::None, Handle::Open(DEFAULT_CACHE));
+            return Ok(CacheRef::Handle(DEFAULT_CACHE));
+        }
+        if !connection.set_handle(id, Handle::None, Handle::Opening) {
+            return Ok(name);
+        }
+        // What was read through an earlier handle may be of an earlier cache of this name.
+        if let Some(near) = &self.state.near {
+            near.invalidate_all();
+        }
+        let mut opening = Opening { connection, id, handle: Handle::None };
+        let opened = core::ask::<Opened>(connection, deadline, |out, id| {
+            encode::named(out, id, Op::OpenCache, &self.state.name);
+        });
+        match opened.await {
+            Ok((opened, _)) => {
+                opening.handle = Handle::Open(opened.handle);
+                Ok(CacheRef::Handle(opened.handle))
+            }
+            Err(error) if error.code() == Some(ErrorCode::LimitReached) => {
+                opening.handle = Handle::Refused;
+                Ok(name)
+            }
+            // Opening changes nothing that matters.
+            Err(error) => Err(error.of_a_read()),
+        }
+    }
+
+    /// A handle is not good any more. `false` when there was none.
+    pub(crate) fn forget_handle(&self, connection: &Connection, cache: CacheRef<'_>) -> bool {
+        match (self.state.id, cache) {
+            (Some(id), CacheRef::Handle(handle)) if handle != DEFAULT_CACHE => {
+                connection.set_handle(id, Handle::Open(handle), Handle::None);
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Puts down how the opening of a cache ended, also when it was dropped.
+struct Opening<'a> {
+    connection: &'a Connection,
+    id: usize,
+    handle: Handle,
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        self.connection.set_handle(self.id, Handle::Opening, self.handle);
+    }
+}
+
+/// Takes a key from the near cache now and once more when dropped.
+struct Invalidates<'a> {
+    near: &'a NearCache,
+    place: Place,
+}
+
+impl<'a> Invalidates<'a> {
+    fn new(near: &'a NearCache, place: Place) -> Self {
+        near.invalidate_place(place);
+        Self { near, place }
+    }
+}
+
+impl Drop for Invalidates<'_> {
+    fn drop(&mut self) {
+        self.near.invalidate_place(self.place);
+    }
+}
+
+/// Refuses what the node would refuse, without sending it.
+pub(crate) fn check_limits(item: &Item<'_>, peer: &Peer) -> Result<(), Error> {
+    let limits = &peer.welcome.limits;
+    let key_len = item.command.key().len() as u64;
+    if key_len == 0 {
+        return Err(Error::not_applied(Reason::EmptyKey));
+    }
+    let value_len = match &item.command {
+        Command::Store(store) => store.value.len() as u64,
+        _ => 0,
+    };
+    for (what, len, limit) in
+        [("a key", key_len, limits.key_max), ("a value", value_len, limits.value_max)]
+    {
+        // A limit of 0 was not announced.
+        if limit > 0 && len > limit {
+            return Err(Error::not_applied(Reason::TooLarge { what, len, limit }));
+        }
+    }
+    Ok(())
+}
+
+/// Compresses the value where that was agreed and helps. Returns about how long the request is.
+pub(crate) fn shrink<'a>(item: &mut Item<'a>, peer: &Peer, scratch: &'a mut Vec<u8>) -> usize {
+    let key_len = item.command.key().len();
+    let Command::Store(store) = &mut item.command else {
+        return key_len;
+    };
+    let least = peer.welcome.limits.compress_min;
+    if store.value.len() as u64 >= least.max(1)
+        && peer.can(capability::LZ4)
+        && let Some(Value::Lz4 { len, block }) = compress(store.value, scratch)
+    {
+        store.value = block;
+        item.want.inflated_len = Some(len);
+    }
+    key_len + store.value.len()
+}
+
+/// The whole body of an answer that is no single item.
+pub(crate) async fn ask_whole(
+    connection: &Arc<Connection>,
+    deadline: Deadline,
+    len: usize,
+    encode: impl FnOnce(&mut Vec<u8>, u32),
+) -> Result<Bytes, Error> {
+    match connection.submit(deadline, len, encode).await?.await? {
+        Answer::Whole(body) => Ok(body),
+        Answer::Failed(error) => Err(error),
+        _ => Err(connection.peer.unexpected("an answer to something else")),
+    }
+}

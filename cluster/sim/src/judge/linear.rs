@@ -1,0 +1,130 @@
+//! Hands the history of each strong key to the independent checker.
+
+use kiln_cluster::effect::{Direction, Operation, Outcome, StoreMode};
+use kiln_linearizability as lin;
+
+use super::{Violation, name_of};
+use crate::history::{Call, Ending, Rules};
+use crate::queue::Time;
+
+/// Steps of the search per key and history.
+const STEPS_MAX: u64 = 300_000;
+
+/// What the checker said about one key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// Linearizable.
+    Fine,
+    /// Too long or too hard to decide.
+    Undecided,
+}
+
+/// Judges all calls on one key. `losses` are the times between which the loss of all copies took
+/// effect: from the last copy's death until the next life served, or the end of the run.
+pub fn judge(
+    calls: &[&Call],
+    losses: &[(Time, Time)],
+    rules: &Rules,
+) -> Result<Finding, Violation> {
+    let mut records: Vec<lin::Record> =
+        calls.iter().filter_map(|call| record(call, rules)).collect();
+    records.extend(losses.iter().map(|&(from, until)| lin::Record {
+        client: u32::MAX,
+        called: time(from),
+        returned: time(until),
+        operation: lin::Operation::Lose,
+        deadline: None,
+        answer: lin::Answer::Absent,
+    }));
+    match lin::check(&records, lin::Rules { evicts: rules.evicts }, STEPS_MAX) {
+        lin::Verdict::Linearizable => Ok(Finding::Fine),
+        lin::Verdict::Undecided => Ok(Finding::Undecided),
+        lin::Verdict::Violation => {
+            let subject = calls.first().map_or_else(String::new, |call| name_of(&call.key));
+            let finding = format!("no order explains {} operations", records.len());
+            Err(Violation::new("linearizable", subject, finding))
+        }
+    }
+}
+
+/// The record of a call; `None` when it certainly did nothing and saw nothing.
+fn record(call: &Call, rules: &Rules) -> Option<lin::Record> {
+    let answer = match &call.ending {
+        Ending::NotApplied => return None,
+        Ending::Open | Ending::Unknown => match call.operation {
+            Operation::Get { touch: None } => return None,
+            _ => lin::Answer::Unknown,
+        },
+        Ending::Answered(outcome) => answer(call, outcome)?,
+    };
+    let returned = match answer {
+        lin::Answer::Unknown => i64::MAX,
+        _ => time(call.returned),
+    };
+    let deadline = rules
+        .window(call)
+        .map(|(earliest, latest)| lin::Deadline { earliest: time(earliest), latest: time(latest) });
+    Some(lin::Record {
+        client: call.client,
+        called: time(call.called),
+        returned,
+        operation: operation(&call.operation),
+        deadline,
+        answer,
+    })
+}
+
+fn time(at: Time) -> i64 {
+    i64::try_from(at).unwrap_or(i64::MAX)
+}
+
+fn operation(operation: &Operation) -> lin::Operation {
+    match operation {
+        Operation::Get { touch: None } => lin::Operation::Get,
+        Operation::Get { touch: Some(_) } => lin::Operation::GetAndTouch,
+        Operation::Store { value, compare: Some(version), .. } => {
+            lin::Operation::CompareAndSet { expected: version.0, value: value.to_vec() }
+        }
+        Operation::Store { mode, value, .. } => {
+            let value = value.to_vec();
+            match mode {
+                StoreMode::Set => lin::Operation::Set(value),
+                StoreMode::Add => lin::Operation::Add(value),
+                StoreMode::Replace => lin::Operation::Replace(value),
+                StoreMode::Append => lin::Operation::Append(value),
+                StoreMode::Prepend => lin::Operation::Prepend(value),
+            }
+        }
+        Operation::Delete { .. } => lin::Operation::Delete,
+        Operation::Touch { .. } => lin::Operation::Touch,
+        Operation::Arithmetic { direction, delta, create, .. } => lin::Operation::Count {
+            up: *direction == Direction::Increment,
+            delta: *delta,
+            create: create.as_ref().map(|&(_, number)| number),
+        },
+    }
+}
+
+fn answer(call: &Call, outcome: &Outcome) -> Option<lin::Answer> {
+    Some(match outcome {
+        Outcome::Hit(item) => {
+            lin::Answer::Value { value: item.value.to_vec(), version: Some(item.version.0) }
+        }
+        Outcome::NotFound => lin::Answer::Absent,
+        Outcome::Lost(_) => return None,
+        Outcome::Stored(version) => lin::Answer::Stored { version: Some(version.0) },
+        Outcome::NotStored => match call.operation {
+            Operation::Store { mode: StoreMode::Add, .. } => lin::Answer::Present,
+            _ => lin::Answer::Absent,
+        },
+        Outcome::Exists => lin::Answer::Conflict,
+        Outcome::Deleted => lin::Answer::Deleted,
+        Outcome::Touched(version) => lin::Answer::Touched { version: Some(version.0) },
+        Outcome::Number(number, version) => {
+            lin::Answer::Number { number: *number, version: Some(version.0) }
+        }
+        Outcome::NotANumber => lin::Answer::NotANumber,
+        // Nothing changed; nothing was seen.
+        Outcome::OutOfMemory | Outcome::TooLarge => return None,
+    })
+}

@@ -1,0 +1,540 @@
+//! One node: takes events, routes them to the parts, gathers their actions.
+
+mod forward;
+mod looks;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use self::forward::Forwarded;
+pub use self::looks::Held;
+use crate::config::{NodeConfig, mutant};
+use crate::context::{Asker, Bandwidth, Context, Outbox, Slots};
+use crate::controller::Controller;
+use crate::effect::{ItemKey, Operation, Outcome};
+use crate::eventual::Eventual;
+use crate::heartbeat::LocalFacts;
+use crate::ids::{
+    ClusterId, Generation, Member, Mode, NodeId, PartitionId, Place, RequestId, Seq, Term, Token,
+    Version,
+};
+use crate::membership::Membership;
+use crate::message::{Body, Message};
+use crate::rounds::{ConfirmReply, ConfirmRound, Rounds};
+use crate::store::Store;
+use crate::strong::Replica;
+use crate::time::{Mono, Now, TravellingClock};
+use crate::topology::{Topology, TopologyCommand};
+
+/// An operation on a key of a cache.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// Names it across retries. Requests that change something and may be retried carry one.
+    pub id: Option<RequestId>,
+    /// The key.
+    pub key: ItemKey,
+    /// The operation.
+    pub operation: Operation,
+    /// The generation of the partition that the asker knows: a loss since is told to it.
+    pub seen: Generation,
+}
+
+impl Request {
+    /// Whether it only looks.
+    #[must_use]
+    pub fn is_plain_read(&self) -> bool {
+        matches!(self.operation, Operation::Get { touch: None })
+    }
+}
+
+/// What the asker may take for granted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// Carried out; this came of it.
+    Done(Outcome),
+    /// Not applied, now or later, on any copy.
+    NotApplied(Refusal),
+    /// Perhaps applied, perhaps later, perhaps never. A retry with the same request id finds out.
+    Indeterminate,
+}
+
+/// Why a request was not carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// Ask this node, if one is known.
+    NotPrimary(Option<NodeId>),
+    /// The primary is taking over, or waits for the controller. Ask again soon.
+    NotReady,
+    /// Too many requests wait already.
+    Busy,
+    /// Too few copies are in sync.
+    TooFewInSync {
+        /// In sync.
+        have: u8,
+        /// Needed.
+        need: u8,
+    },
+    /// The data were lost and the cache blocks until an operator acknowledges it.
+    Blocked(Generation),
+    /// No room on one of the copies, and the policy is to refuse.
+    OutOfMemory,
+    /// There is no such cache.
+    NoSuchCache,
+    /// It waited for other nodes until the time was over. Nothing was changed.
+    TimedOut,
+}
+
+/// What happens to a node.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Another node said something.
+    Message(Message),
+    /// A client asks; `token` comes back with the reply.
+    Request {
+        /// Names the request between node and driver.
+        token: Token,
+        /// What is asked.
+        request: Request,
+    },
+    /// A newly committed topology reached this node. Older ones than already known are ignored.
+    Topology(Arc<Topology>),
+    /// This node leads the controller group, or no longer.
+    Leading(bool),
+    /// What the driver knows of this node: readiness, load, memory. Told with its heartbeats.
+    Facts(LocalFacts),
+    /// The time named by [`Node::next_wakeup`] has come.
+    Wakeup,
+}
+
+/// What a node wants done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Send; may be lost, repeated, late.
+    Send {
+        /// To whom.
+        to: NodeId,
+        /// What.
+        message: Message,
+    },
+    /// Answer a request. Exactly once per request.
+    Reply {
+        /// Which.
+        token: Token,
+        /// The answer.
+        reply: Reply,
+    },
+    /// Bring this before the controller group; may be lost, repeated, late.
+    Propose(TopologyCommand),
+    /// A fact for logs, metrics and judges.
+    Report(Report),
+}
+
+/// Facts, for logs, metrics and judges. Nothing depends on them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Report {
+    /// This node serves a partition as its primary from now on.
+    Serving {
+        /// Which partition.
+        place: Place,
+        /// In which term.
+        term: Term,
+    },
+    /// It does no longer.
+    SteppedDown {
+        /// Which partition.
+        place: Place,
+        /// The term in which it served.
+        term: Term,
+    },
+    /// An effect is on every copy that counts, and was applied and acknowledged here.
+    Stable {
+        /// Which partition.
+        place: Place,
+        /// In which term.
+        term: Term,
+        /// Up to here.
+        seq: Seq,
+    },
+    /// A message was dropped: another cluster, or another life of either end.
+    Foreign {
+        /// Who said it was sending.
+        from: Member,
+    },
+    /// A transfer moved on.
+    Transfer {
+        /// Which partition.
+        place: Place,
+        /// To whom.
+        to: Member,
+        /// Bytes confirmed so far.
+        bytes: u64,
+        /// All of it.
+        done: bool,
+    },
+    /// The data of a partition were lost.
+    Lost {
+        /// Which partition.
+        place: Place,
+        /// The generation that begins.
+        generation: Generation,
+    },
+}
+
+/// The actions of a turn, in order.
+pub type Actions = Vec<Action>;
+
+/// How often the store is asked to drop what has ended.
+const UPKEEP_MS: u64 = 1_000;
+/// Evictions taken from the store in one turn.
+const EVICTIONS_PER_TURN: usize = 1_024;
+/// A partition that wants to be woken at once again waits this long: others have their turn.
+const WAKEUP_GAP_US: u64 = 10;
+
+/// One node.
+pub struct Node<S> {
+    base: Base<S>,
+    replicas: BTreeMap<Place, Replica>,
+    /// When which partition wants to be woken.
+    wakeups: BTreeSet<(Mono, Place)>,
+    wakeup_of: BTreeMap<Place, Mono>,
+    eventual: Eventual,
+    membership: Membership,
+    controller: Controller,
+    facts: LocalFacts,
+    forwarded: Forwarded,
+    upkeep_at: Mono,
+}
+
+/// What partitions share during a turn.
+struct Base<S> {
+    cluster: ClusterId,
+    me: Member,
+    config: NodeConfig,
+    store: S,
+    topology: Arc<Topology>,
+    clock: TravellingClock,
+    rounds: Rounds,
+    bandwidth: Bandwidth,
+    slots: Slots,
+    outbox: Outbox,
+}
+
+impl<S: Store> Base<S> {
+    fn context<'a>(&'a mut self, now: Now, actions: &'a mut Actions) -> Context<'a, S> {
+        Context {
+            now,
+            me: self.me,
+            config: &self.config,
+            store: &mut self.store,
+            topology: &self.topology,
+            clock: &mut self.clock,
+            rounds: &mut self.rounds,
+            bandwidth: &mut self.bandwidth,
+            slots: &mut self.slots,
+            outbox: &mut self.outbox,
+            actions,
+        }
+    }
+}
+
+impl<S: Store> Node<S> {
+    /// A node that has just started: it holds nothing. `me` carries an incarnation never used
+    /// before; `seed` is random.
+    pub fn new(
+        cluster: ClusterId,
+        config: NodeConfig,
+        me: Member,
+        store: S,
+        seed: u64,
+        now: Now,
+    ) -> Self {
+        Self {
+            replicas: BTreeMap::new(),
+            wakeups: BTreeSet::new(),
+            wakeup_of: BTreeMap::new(),
+            eventual: Eventual::new(config.eventual.clone()),
+            membership: Membership::new(config.heartbeat.clone(), me),
+            controller: Controller::new(config.controller.clone(), me),
+            facts: LocalFacts::default(),
+            forwarded: Forwarded::new(seed),
+            upkeep_at: now.mono.after_ms(UPKEEP_MS),
+            base: Base {
+                cluster,
+                me,
+                store,
+                topology: Arc::new(Topology::new(cluster, 1)),
+                clock: TravellingClock::default(),
+                rounds: Rounds::default(),
+                bandwidth: Bandwidth::new(config.strong.transfer_bytes_per_s, now),
+                slots: Slots::default(),
+                outbox: Outbox::default(),
+                config,
+            },
+        }
+    }
+
+    /// Takes in one event and appends what is to be done.
+    pub fn handle(&mut self, now: Now, event: Event, actions: &mut Actions) {
+        self.take_in(now, event, actions);
+        self.finish(now, actions);
+    }
+
+    /// Takes in several events of one moment: what they cause for one peer goes in one message.
+    pub fn handle_all(
+        &mut self,
+        now: Now,
+        events: impl IntoIterator<Item = Event>,
+        actions: &mut Actions,
+    ) {
+        for event in events {
+            self.take_in(now, event, actions);
+        }
+        self.finish(now, actions);
+    }
+
+    fn take_in(&mut self, now: Now, event: Event, actions: &mut Actions) {
+        match event {
+            Event::Message(message) => self.on_message(now, message, actions),
+            Event::Request { token, request } => {
+                self.on_request(now, Asker::Local(token), request, 0, actions);
+            }
+            Event::Topology(topology) => self.on_topology(now, topology, actions),
+            Event::Leading(leads) => {
+                self.membership.lead(leads);
+                self.controller.lead(now, leads);
+                self.lead(now, actions);
+            }
+            Event::Facts(facts) => self.facts = facts,
+            Event::Wakeup => self.on_wakeup(now, actions),
+        }
+    }
+
+    /// When [`Event::Wakeup`] is due.
+    pub fn next_wakeup(&self) -> Option<Mono> {
+        let known = self.knows_table();
+        [
+            self.wakeups.first().map(|(at, _)| *at),
+            self.base.rounds.due(),
+            self.forwarded.next_wakeup(),
+            self.eventual.next_wakeup(),
+            self.membership.next_wakeup().filter(|_| known),
+            self.controller.next_wakeup().filter(|_| known),
+            Some(self.upkeep_at),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    fn knows_table(&self) -> bool {
+        self.base.topology.epoch.0 > 0
+    }
+
+    // ---- events ----------------------------------------------------------------------------
+
+    fn on_message(&mut self, now: Now, message: Message, actions: &mut Actions) {
+        let Message { cluster, from, to, clock_ms, bodies } = message;
+        let known = self.base.topology.member(from.node) == Some(from);
+        if cluster != self.base.cluster || to != self.base.me || !known {
+            actions.push(Action::Report(Report::Foreign { from }));
+            return;
+        }
+        if !mutant!(self.base.config, ClockNotMerged) {
+            self.base.clock.merge(now, clock_ms);
+        }
+        for body in bodies {
+            match body {
+                Body::Heartbeat(beat) => {
+                    self.membership.on_heartbeat(now, from, &beat);
+                }
+                Body::Ask { ask, request } => {
+                    if self.forwarded.is_new(from, ask) {
+                        let asker = Asker::Remote { member: from, ask };
+                        self.on_request(now, asker, request, 0, actions);
+                    }
+                }
+                Body::Answer { ask, reply } => self.on_answer(now, from, ask, reply, actions),
+                Body::Strong(place, message) => {
+                    if place.group.mode == Mode::Strong {
+                        self.run(now, place, actions, |replica, cx| {
+                            replica.on_message(cx, from, clock_ms, message);
+                        });
+                    }
+                }
+                Body::Confirm(round) => self.on_confirm(now, from, clock_ms, &round),
+                Body::Confirmed(reply) => {
+                    for (place, met) in self.base.rounds.on_reply(from, &reply) {
+                        self.run(now, place, actions, |replica, cx| {
+                            replica.on_confirmed(cx, from, met);
+                        });
+                    }
+                }
+                Body::Eventual(place, message) => {
+                    if place.group.mode == Mode::Eventual {
+                        let Self { base, eventual, .. } = self;
+                        eventual.within(&mut base.context(now, actions), |eventual, turn| {
+                            eventual.on_message(turn, from, place, message);
+                        });
+                    }
+                }
+            }
+        }
+    }
+
+    /// A primary asks whether it is still followed.
+    fn on_confirm(&mut self, now: Now, from: Member, clock_ms: u64, round: &ConfirmRound) {
+        let drift_ppm = self.base.config.strong.clock_drift_ppm;
+        let mut refused = Vec::new();
+        for &(place, term, lease) in &round.places {
+            let committed = self.base.topology.partition(place).map_or(Term(0), |state| state.term);
+            let followed = self.replicas.get(&place).map_or(Term(0), Replica::term).max(committed);
+            if followed > term {
+                refused.push((place, followed));
+            } else if lease && place.group.mode == Mode::Strong {
+                let replica = self.replicas.entry(place).or_insert_with(|| Replica::new(place));
+                replica.grant(now, round.lease_ms, clock_ms, drift_ppm);
+            }
+        }
+        let reply = ConfirmReply { round: round.round, refused };
+        self.base.outbox.push(from, Body::Confirmed(reply));
+    }
+
+    fn on_topology(&mut self, now: Now, topology: Arc<Topology>, actions: &mut Actions) {
+        let foreign = topology.cluster_id != self.base.cluster;
+        if foreign || topology.epoch <= self.base.topology.epoch {
+            return;
+        }
+        self.base.topology = Arc::clone(&topology);
+        self.membership.on_topology(&topology);
+        self.controller.on_topology();
+        let me = self.base.me;
+        let mut places: BTreeSet<Place> = self.replicas.keys().copied().collect();
+        for (&group, partitions) in &topology.groups {
+            if group.mode == Mode::Strong {
+                let mine = partitions.iter().enumerate().filter(|(_, state)| {
+                    state.in_sync.contains(&me) || state.learners.contains(&me)
+                });
+                places.extend(
+                    mine.map(|(at, _)| Place { group, partition: PartitionId(at as u32) }),
+                );
+            }
+        }
+        for place in places {
+            let state = topology.partition(place);
+            self.run(now, place, actions, |replica, cx| match state {
+                Some(state) => replica.on_topology(cx, state),
+                None => replica.on_dropped(cx),
+            });
+        }
+        let Self { base, eventual, .. } = self;
+        eventual.within(&mut base.context(now, actions), Eventual::on_topology);
+    }
+
+    fn on_wakeup(&mut self, now: Now, actions: &mut Actions) {
+        let due: Vec<Place> = self
+            .wakeups
+            .iter()
+            .take_while(|(at, _)| *at <= now.mono)
+            .map(|(_, place)| *place)
+            .collect();
+        for place in due {
+            self.run(now, place, actions, |replica, cx| replica.on_wakeup(cx));
+        }
+        if self.eventual.next_wakeup().is_some_and(|at| at <= now.mono) {
+            let Self { base, eventual, .. } = self;
+            eventual.within(&mut base.context(now, actions), Eventual::on_wakeup);
+        }
+        self.give_up_forwarded(now, actions);
+        self.lead(now, actions);
+        if self.upkeep_at <= now.mono {
+            self.upkeep_at = now.mono.after_ms(UPKEEP_MS);
+            // What is judged ended on one copy must not be missing on another that may still have
+            // to prolong it: the slowest partition decides.
+            let holding = self.replicas.values().filter(|replica| replica.holds());
+            let clock_ms = holding.map(Replica::expired_ms).min();
+            self.base.store.maintain(clock_ms.unwrap_or(0));
+        }
+    }
+
+    /// Beats, and the controller's decisions.
+    fn lead(&mut self, now: Now, actions: &mut Actions) {
+        if !self.knows_table() {
+            return;
+        }
+        let Self { base, membership, controller, facts, .. } = self;
+        for (to, beat) in membership.beats(now, &base.topology, facts) {
+            base.outbox.push(to, Body::Heartbeat(beat));
+        }
+        let mut commands: Vec<TopologyCommand> = Vec::new();
+        controller.tick(now, &base.topology, membership, &mut commands);
+        actions.extend(commands.into_iter().map(Action::Propose));
+    }
+
+    // ---- inside ----------------------------------------------------------------------------
+
+    /// One turn of one partition.
+    fn run(
+        &mut self,
+        now: Now,
+        place: Place,
+        actions: &mut Actions,
+        act: impl FnOnce(&mut Replica, &mut Context<'_, S>),
+    ) {
+        let replica = self.replicas.entry(place).or_insert_with(|| Replica::new(place));
+        act(replica, &mut self.base.context(now, actions));
+        let soonest = now.mono.after_us(WAKEUP_GAP_US);
+        let next = replica.next_wakeup().map(|at| at.max(soonest));
+        if let Some(old) = self.wakeup_of.remove(&place) {
+            self.wakeups.remove(&(old, place));
+        }
+        if let Some(next) = next {
+            self.wakeup_of.insert(place, next);
+            self.wakeups.insert((next, place));
+        }
+    }
+
+    /// The end of a turn: evictions, confirm rounds, one message for each peer.
+    fn finish(&mut self, now: Now, actions: &mut Actions) {
+        self.pass_evictions_on(now, actions);
+        let Base { rounds, clock, outbox, config, .. } = &mut self.base;
+        if rounds.due().is_some_and(|due| due <= now.mono) {
+            let clock_ms = clock.advance(now);
+            for (to, round) in rounds.send(now.mono, clock_ms, config.strong.lease_ms) {
+                outbox.push(to, Body::Confirm(round));
+            }
+        }
+        let clock_ms = clock.advance(now);
+        let (cluster, from) = (self.base.cluster, self.base.me);
+        for (to, bodies) in self.base.outbox.take() {
+            let message = Message { cluster, from, to, clock_ms, bodies };
+            actions.push(Action::Send { to: to.node, message });
+        }
+    }
+
+    fn pass_evictions_on(&mut self, now: Now, actions: &mut Actions) {
+        let mut evicted = Vec::new();
+        self.base.store.evicted(EVICTIONS_PER_TURN, &mut evicted);
+        let mut strong: BTreeMap<Place, Vec<(ItemKey, Version)>> = BTreeMap::new();
+        for (place, key, version) in evicted {
+            match place.group.mode {
+                Mode::Strong => strong.entry(place).or_default().push((key, version)),
+                Mode::Eventual => {
+                    let Self { base, eventual, .. } = self;
+                    eventual.within(&mut base.context(now, actions), |eventual, turn| {
+                        eventual.on_evicted(turn, place, &key, version);
+                    });
+                }
+            }
+        }
+        for (place, keys) in strong {
+            self.run(now, place, actions, |replica, cx| replica.on_evicted(cx, keys));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,1 @@
+//! The store of `kiln-engine` behind the [`Store`](crate::store::Store) trait.

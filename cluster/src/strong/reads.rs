@@ -1,0 +1,246 @@
+//! Reads that are sure: confirm rounds, and leases instead of them where a cache asks for it.
+//!
+//! A read is answered from what is confirmed, once every copy that counts has said, after the read
+//! came, that it follows no later primary. Whoever could have served since is among them.
+//!
+//! Under a lease the primary answers alone. Every copy that counts promised to let nobody else serve
+//! for `lease_ms` of its own clock; the primary counts from the moment it asked and takes off the
+//! stated drift. This is the one place where strong mode leans on clocks: on their *rate*, never on
+//! what they show.
+//!
+//! Ends of items are judged by a clock that the other copies have heard: that of the round, or under
+//! a lease one that each grantor will have passed before it serves. What has ended stays ended.
+
+use crate::context::{Asker, Context};
+use crate::effect::{ItemKey, Outcome};
+use crate::ids::{Member, Term};
+use crate::config::mutant;
+use crate::node::{Refusal, Reply, Request};
+use crate::rounds::Confirmation;
+use crate::store::Store;
+use crate::time::{Mono, Now};
+use crate::topology::ReadMode;
+
+use super::Replica;
+use super::primary::{Lease, Primary, Read};
+use super::replica::Granted;
+
+impl Replica {
+    /// Whether this copy may answer a read that may be stale.
+    pub(super) fn reads_any_copy<S>(&self, cx: &Context<'_, S>, mode: ReadMode) -> bool {
+        let whole = self.holds && !self.wiping && !self.stuck && self.intake.is_complete();
+        mode == ReadMode::Any && whole && self.state.in_sync.contains(&cx.me)
+    }
+
+    /// A plain read at the serving primary.
+    pub(super) fn read<S: Store>(
+        &mut self,
+        cx: &mut Context<'_, S>,
+        asker: Asker,
+        request: Request,
+        deadline: Mono,
+        mode: ReadMode,
+    ) {
+        let required = self.required(cx);
+        if required.is_empty() || mutant!(cx.config, ReadUnconfirmed) {
+            return self.answer_read(cx, asker, &request, None);
+        }
+        let config = &cx.config.strong;
+        let Some(primary) = &mut self.primary else { return };
+        let leases = mode == ReadMode::Lease;
+        let lease = if leases { primary.lease(&required, cx.now) } else { None };
+        if let Some(lease) = lease {
+            let clock_ms = cx.clock.advance(cx.now).min(lease.clock_ms(cx.now));
+            let clock_ms = clock_ms.max(primary.judged_ms);
+            primary.judged_ms = clock_ms;
+            // Renewed while it is used, well before it ends.
+            let renew = lease.until.since_ms(cx.now.mono)
+                < config.lease_ms.saturating_sub(config.lease_renew_ms);
+            if renew && !cx.rounds.is_wanted(self.place) {
+                let due = cx.now.mono.after_us(config.confirm_batch_us);
+                cx.rounds.want(self.place, self.term, required, true, due);
+            }
+            return self.answer_read(cx, asker, &request, Some(clock_ms));
+        }
+        if primary.reads.len() >= config.pending_reads_max {
+            return cx.reply(asker, Reply::NotApplied(Refusal::Busy));
+        }
+        let due = cx.now.mono.after_us(config.confirm_batch_us);
+        let round = cx.rounds.want(self.place, self.term, required, leases, due);
+        primary.reads.push_back(Read { asker, request, deadline, round });
+        let retry = due.after_ms(config.resend_after_ms);
+        primary.round_retry.get_or_insert(retry);
+    }
+
+    /// Answers a read from what is confirmed here.
+    pub(super) fn answer_read<S: Store>(
+        &self,
+        cx: &mut Context<'_, S>,
+        asker: Asker,
+        request: &Request,
+        clock_ms: Option<u64>,
+    ) {
+        let clock_ms = match clock_ms {
+            Some(clock_ms) => clock_ms,
+            None => cx.clock_ms(),
+        };
+        let item = match &self.primary {
+            Some(primary)
+                if mutant!(cx.config, ReadUnstable)
+                    && primary.latest.contains_key(&request.key) =>
+            {
+                primary.latest.get(&request.key).and_then(|(_, item)| item.clone())
+            }
+            _ => self.confirmed(cx, &request.key, clock_ms),
+        };
+        let outcome = match item.filter(|item| !item.is_over(clock_ms)) {
+            Some(item) => Outcome::Hit(item),
+            None if self.state.generation > request.seen => Outcome::Lost(self.state.generation),
+            None => Outcome::NotFound,
+        };
+        cx.reply(asker, Reply::Done(outcome));
+    }
+
+    fn confirmed<S: Store>(
+        &self,
+        cx: &Context<'_, S>,
+        key: &ItemKey,
+        clock_ms: u64,
+    ) -> Option<crate::effect::Item> {
+        cx.store.read(self.place, key, true, clock_ms)
+    }
+
+    /// A peer answered a round.
+    pub fn on_confirmed<S: Store>(
+        &mut self,
+        cx: &mut Context<'_, S>,
+        from: Member,
+        met: Result<Confirmation, Term>,
+    ) {
+        match met {
+            Err(term) => {
+                if term > self.term {
+                    self.adopt(cx, term);
+                }
+            }
+            Ok(confirmation) => self.take_confirmation(cx, from, confirmation),
+        }
+        self.work(cx);
+    }
+
+    fn take_confirmation<S: Store>(
+        &mut self,
+        cx: &mut Context<'_, S>,
+        from: Member,
+        confirmation: Confirmation,
+    ) {
+        let config = &cx.config.strong;
+        let Some(primary) = &mut self.primary else { return };
+        if let Some(peer) = primary.peers.get_mut(&from)
+            && confirmation.lease
+            && peer.lease.sent_at <= confirmation.sent_at
+        {
+            // A millisecond has a million nanoseconds: a part per million each.
+            let drift_ns = config.lease_ms.saturating_mul(config.clock_drift_ppm);
+            let length_ns = config.lease_ms.saturating_mul(1_000_000).saturating_sub(drift_ns);
+            peer.lease = Lease {
+                until: confirmation.sent_at.after_ns(length_ns),
+                sent_at: confirmation.sent_at,
+                clock_ms: confirmation.clock_ms,
+            };
+        }
+        if !confirmation.complete || !primary.serves() {
+            return;
+        }
+        primary.judged_ms = primary.judged_ms.max(confirmation.clock_ms);
+        let clock_ms = confirmation.clock_ms;
+        let mut answered = Vec::new();
+        while primary.reads.front().is_some_and(|read| read.round <= confirmation.round) {
+            answered.extend(primary.reads.pop_front());
+        }
+        if primary.reads.is_empty() {
+            primary.round_retry = None;
+        }
+        for read in answered {
+            self.answer_read(cx, read.asker, &read.request, Some(clock_ms));
+        }
+    }
+
+    /// Asks for another round when the last one was not answered in time.
+    pub(super) fn retry_rounds<S: Store>(&mut self, cx: &mut Context<'_, S>) {
+        let config = &cx.config.strong;
+        let due = |primary: &Primary| primary.round_retry.is_some_and(|at| at <= cx.now.mono);
+        if !self.primary.as_ref().is_some_and(|primary| due(primary)) {
+            return;
+        }
+        let required = self.required(cx);
+        let Some(primary) = &mut self.primary else { return };
+        if primary.reads.is_empty() {
+            primary.round_retry = None;
+            return;
+        }
+        primary.round_retry = Some(cx.now.mono.after_ms(config.resend_after_ms));
+        if required.is_empty() {
+            for read in std::mem::take(&mut primary.reads) {
+                self.answer_read(cx, read.asker, &read.request, None);
+            }
+            return;
+        }
+        let lease = primary.reads.iter().any(|read| {
+            let spec = cx.topology.cache(read.request.key.cache);
+            spec.is_some_and(|spec| spec.read == ReadMode::Lease)
+        });
+        cx.rounds.want(self.place, self.term, required.iter().copied(), lease, cx.now.mono);
+        // Whoever is silent is to be noticed, reads or writes.
+        let silent: Vec<Member> = required
+            .into_iter()
+            .filter(|member| {
+                primary.peers.get(member).is_some_and(|peer| peer.resend_at.is_none())
+            })
+            .collect();
+        for member in silent {
+            self.probe(cx, member);
+        }
+    }
+
+    /// Puts newly counted copies into the round that is about to be sent.
+    pub(super) fn ask_counted_too<S: Store>(&mut self, cx: &mut Context<'_, S>) {
+        if cx.rounds.is_wanted(self.place) {
+            let due = cx.now.mono.after_us(cx.config.strong.confirm_batch_us);
+            let required = self.required(cx);
+            cx.rounds.want(self.place, self.term, required, false, due);
+        }
+    }
+
+    /// Promises the primary of `term` that nobody else serves for so long.
+    pub fn grant(&mut self, now: Now, lease_ms: u64, clock_ms: u64, drift_ppm: u64) {
+        let Granted { until, clock_ms: heard } = self.granted;
+        // The primary may have judged ends by its clock at the end of the lease.
+        let drift_ms = lease_ms * drift_ppm / 1_000_000 + 1;
+        self.granted = Granted {
+            until: until.max(now.mono.after_ms(lease_ms)),
+            clock_ms: heard.max(clock_ms.saturating_add(lease_ms).saturating_add(drift_ms)),
+        };
+    }
+}
+
+impl Primary {
+    /// The lease that all who count have granted: the shortest, with the earliest clock.
+    fn lease(&self, required: &[Member], now: Now) -> Option<Lease> {
+        let mut least: Option<Lease> = None;
+        for member in required {
+            let lease = self.peers.get(member)?.lease;
+            if lease.until <= now.mono {
+                return None;
+            }
+            least = Some(match least {
+                None => lease,
+                Some(least) => Lease {
+                    until: least.until.min(lease.until),
+                    ..if lease.clock_ms(now) < least.clock_ms(now) { lease } else { least }
+                },
+            });
+        }
+        least
+    }
+}

@@ -1,0 +1,685 @@
+//! A write's way: evaluate, send, confirm, apply, acknowledge.
+//!
+//! ```text
+//!   request --> evaluate against the newest state, confirmed or not
+//!           --> entry (term, seq) to every copy that counts; invisible to reads
+//!           --> all of them hold it: apply, acknowledge, tell
+//! ```
+//!
+//! The copies that count are the committed in-sync set and every learner whose promotion was
+//! decided on. The set grows before the growth is proposed and shrinks only after the removal is
+//! committed, so at any moment it contains every copy that the controller may make primary.
+//!
+//! Operations whose condition fails become entries too, without an effect: their answer is then as
+//! sure as that of a write, and a late repetition finds it.
+
+use crate::answers::Lookup;
+use crate::context::{Asker, Context};
+use crate::effect::{Change, Effect, Item, ItemKey, Operation, Outcome};
+use crate::evaluate::{Rules, evaluate};
+use crate::ids::{CacheId, Member, Seq, Term, Version};
+use crate::log::Entry;
+use crate::config::mutant;
+use crate::node::{Refusal, Reply, Report, Request};
+use crate::store::{ITEM_OVERHEAD_BYTES, Store, Stored};
+use crate::time::Mono;
+use crate::topology::{CacheSpec, Eviction, TopologyCommand};
+
+use super::intake::Intake;
+use super::primary::{Phase, Stage};
+use super::replica::Waiting;
+use super::{Replica, StrongMessage};
+
+/// Bits of a version that count within a term; the term stands above them, so that versions rise
+/// over failovers and losses without anyone remembering the last one.
+const COUNTER_BITS: u32 = 44;
+/// Entries on their way to one copy.
+const FLYING_MAX: u64 = 4_096;
+
+impl Replica {
+    // ---- the primary ---------------------------------------------------------------------------
+
+    /// The other copies that must confirm.
+    pub(super) fn required<S>(&self, cx: &Context<'_, S>) -> Vec<Member> {
+        let Some(primary) = &self.primary else { return Vec::new() };
+        let mut required: Vec<Member> =
+            self.state.in_sync.iter().copied().filter(|member| *member != cx.me).collect();
+        if !mutant!(cx.config, PromotedNotCounted) {
+            required.extend(
+                primary.promoting.keys().filter(|member| !self.state.in_sync.contains(member)),
+            );
+        }
+        if mutant!(cx.config, ShrinkOnRequest) {
+            required.retain(|member| {
+                primary.peers.get(member).is_none_or(|peer| peer.removal.is_none())
+            });
+        }
+        required
+    }
+
+    /// A request that may change something.
+    pub(super) fn write<S: Store>(
+        &mut self,
+        cx: &mut Context<'_, S>,
+        asker: Asker,
+        request: Request,
+        deadline: Mono,
+        spec: &CacheSpec,
+    ) {
+        if let Some(reply) = self.refuse_or_repeat(cx, asker, &request, deadline, spec) {
+            if let Some(reply) = reply {
+                cx.reply(asker, reply);
+            }
+            return;
+        }
+        let clock_ms = cx.clock_ms();
+        let Some(primary) = &mut self.primary else { return };
+        let Some(version) = next_version(self.term, &mut primary.counter) else {
+            return cx.reply(asker, Reply::NotApplied(Refusal::NotReady));
+        };
+        let current = match primary.latest.get(&request.key) {
+            Some((_, item)) => item.clone(),
+            None => cx.store.read(self.place, &request.key, false, clock_ms),
+        };
+        let rules = Rules {
+            value_len_max: spec.value_len_max as usize,
+            default_ttl_ms: spec.default_ttl_ms,
+            evicts: spec.eviction == Eviction::Evict,
+        };
+        let evaluated =
+            evaluate(current.as_ref(), &request.operation, version, clock_ms, &rules);
+        if let Some(Change::Put(item)) = &evaluated.change
+            && spec.eviction == Eviction::Refuse
+            && !self.has_room(cx, &request.key, item)
+        {
+            return cx.reply(asker, Reply::NotApplied(Refusal::OutOfMemory));
+        }
+        let seq = self.log.last().next();
+        let effect =
+            evaluated.change.map(|change| Effect { key: request.key.clone(), change });
+        let entry = Entry {
+            seq,
+            version,
+            clock_ms,
+            effect,
+            answer: request.id.map(|id| (id, short(&evaluated.outcome))),
+        };
+        let waiting = Waiting {
+            version,
+            outcome: evaluated.outcome,
+            cache: request.key.cache,
+            askers: vec![(asker, deadline)],
+        };
+        // One who waits here since an earlier term waits for an entry that never came to be.
+        if let Some(old) = self.waiting.insert(seq, waiting) {
+            for (asker, _) in old.askers {
+                cx.reply(asker, Reply::Indeterminate);
+            }
+        }
+        self.deadlines.push_back((deadline, seq));
+        self.push(cx, entry);
+        self.ship(cx);
+        self.advance(cx);
+    }
+
+    /// `Some` when the request goes no further: with the reply, or `None` when it now waits for an
+    /// entry that is on its way.
+    #[expect(clippy::option_option, reason = "stop or go on, and with which reply")]
+    fn refuse_or_repeat<S: Store>(
+        &mut self,
+        cx: &mut Context<'_, S>,
+        asker: Asker,
+        request: &Request,
+        deadline: Mono,
+        spec: &CacheSpec,
+    ) -> Option<Option<Reply>> {
+        let config = &cx.config.strong;
+        let clock_ms = cx.clock.advance(cx.now);
+        let primary = self.primary.as_ref()?;
+        if let Some(id) = request.id
+            && !mutant!(cx.config, NoAnswerWindow)
+        {
+            if let Some(&seq) = primary.pending_ids.get(&id) {
+                return Some(self.wait_for(seq, asker, deadline, spec.id));
+            }
+            match self.answers.look_up(id, primary.pending_ids.len(), clock_ms, config) {
+                Lookup::New => {}
+                Lookup::Answered(outcome) => {
+                    let outcome = self.full_answer(cx, request, outcome, clock_ms);
+                    return Some(Some(self.settle(cx, spec.id, outcome)));
+                }
+                Lookup::Forgotten => return Some(Some(Reply::Indeterminate)),
+                Lookup::Full => return Some(Some(Reply::NotApplied(Refusal::Busy))),
+            }
+        }
+        let have = u8::try_from(self.state.in_sync.len()).unwrap_or(u8::MAX);
+        if have < spec.min_in_sync {
+            let refusal = Refusal::TooFewInSync { have, need: spec.min_in_sync };
+            return Some(Some(Reply::NotApplied(refusal)));
+        }
+        let pending = self.log.last().0 - self.applied.0;
+        let full = pending >= config.pending_writes_max as u64
+            || self.log.bytes() >= config.pending_bytes_max + config.retain_bytes_max
+            || self.pending_bytes() >= config.pending_bytes_max;
+        if full || self.stuck {
+            return Some(Some(Reply::NotApplied(Refusal::Busy)));
+        }
+        None
+    }
+
+    /// Bytes of entries that are not applied: cheap while there are few learners.
+    fn pending_bytes(&self) -> usize {
+        if self.log.base() == self.applied {
+            return self.log.bytes();
+        }
+        self.log.from(self.applied.next()).map(Entry::bytes).sum()
+    }
+
+    /// Has someone wait for an entry that is on its way.
+    fn wait_for(
+        &mut self,
+        seq: Seq,
+        asker: Asker,
+        deadline: Mono,
+        cache: CacheId,
+    ) -> Option<Reply> {
+        let Some(entry) = self.log.get(seq) else { return Some(Reply::Indeterminate) };
+        let (_, outcome) = entry.answer.as_ref()?;
+        let waiting = self.waiting.entry(seq).or_insert_with(|| Waiting {
+            version: entry.version,
+            outcome: outcome.clone(),
+            cache,
+            askers: Vec::new(),
+        });
+        waiting.askers.push((asker, deadline));
+        self.deadlines.push_back((deadline, seq));
+        None
+    }
+
+    /// The answer to a repeated request. Answers are kept without values: a read that touched gives
+    /// the item as it is now.
+    fn full_answer<S: Store>(
+        &self,
+        cx: &Context<'_, S>,
+        request: &Request,
+        outcome: Outcome,
+        clock_ms: u64,
+    ) -> Outcome {
+        match (&request.operation, outcome) {
+            (Operation::Get { .. }, Outcome::Touched(_)) => {
+                let item = cx.store.read(self.place, &request.key, false, clock_ms);
+                match item.filter(|item| !item.is_over(clock_ms)) {
+                    Some(item) => Outcome::Hit(item),
+                    None => Outcome::NotFound,
+                }
+            }
+            (_, outcome) => outcome,
+        }
+    }
+
+    /// What to say of something that is confirmed by every copy that counts.
+    fn settle<S>(&self, cx: &Context<'_, S>, cache: CacheId, outcome: Outcome) -> Reply {
+        let need = cx.topology.cache(cache).map_or(1, |spec| usize::from(spec.min_in_sync));
+        // Copies may have been lost since the write was let in: it is applied, but not as safe as
+        // an acknowledgement promises.
+        if self.state.in_sync.len() < need { Reply::Indeterminate } else { Reply::Done(outcome) }
+    }
+
+    /// Whether every copy has room for one more item in a cache that refuses when full.
+    fn has_room<S: Store>(&self, cx: &Context<'_, S>, key: &ItemKey, item: &Item) -> bool {
+        let cost = key.key.len() + item.value.len() + ITEM_OVERHEAD_BYTES;
+        let wanted = self.pending_bytes() + cost + cx.config.strong.room_reserve_bytes;
+        let full = self.primary.as_ref().is_some_and(|primary| {
+            primary.peers.iter().any(|(member, peer)| {
+                peer.full && (self.state.in_sync.contains(member) || peer.is_filled())
+            })
+        });
+        !full && cx.store.room(key.cache) >= wanted
+    }
+
+    /// Puts an entry at the end of the primary's log.
+    pub(super) fn push<S: Store>(&mut self, cx: &Context<'_, S>, entry: Entry) {
+        self.index(cx, &entry);
+        let pushed = self.log.push(entry);
+        debug_assert!(pushed);
+    }
+
+    /// Notes what an unconfirmed entry means for the operations after it.
+    pub(super) fn index<S: Store>(&mut self, cx: &Context<'_, S>, entry: &Entry) {
+        let Some(primary) = &mut self.primary else { return };
+        if let Some((id, _)) = &entry.answer {
+            primary.pending_ids.insert(*id, entry.seq);
+        }
+        let Some(Effect { key, change }) = &entry.effect else { return };
+        let item = match change {
+            Change::Put(item) => Some(item.clone()),
+            Change::Remove(_) => None,
+            Change::Touch { version, deadline_ms } => {
+                let current = match primary.latest.get(key) {
+                    Some((_, item)) => item.clone(),
+                    None => cx.store.read(self.place, key, false, entry.clock_ms),
+                };
+                match current {
+                    Some(item) if item.version == *version => {
+                        Some(Item { deadline_ms: *deadline_ms, ..item })
+                    }
+                    other => other,
+                }
+            }
+        };
+        primary.latest.insert(key.clone(), (entry.seq, item));
+    }
+
+    /// Sends each copy what it was not sent yet.
+    pub(super) fn ship<S: Store>(&mut self, cx: &mut Context<'_, S>) {
+        let Some(primary) = &self.primary else { return };
+        let peers: Vec<Member> = primary.peers.keys().copied().collect();
+        for peer in peers {
+            self.send_entries(cx, peer);
+        }
+    }
+
+    pub(super) fn send_entries<S: Store>(&mut self, cx: &mut Context<'_, S>, to: Member) {
+        let config = &cx.config.strong;
+        loop {
+            let last = self.log.last();
+            let Some(primary) = &mut self.primary else { return };
+            let Some(peer) = primary.peers.get_mut(&to) else { return };
+            let flying = peer.sent.0.saturating_sub(peer.acked.0);
+            if !peer.started || peer.sent >= last || flying >= FLYING_MAX {
+                return;
+            }
+            if peer.sent < self.log.base() {
+                // It lags behind what is kept.
+                return self.restart_transfer(cx, to);
+            }
+            let entries = self.log.batch(peer.sent.next(), config.append_bytes_max);
+            peer.sent = Seq(peer.sent.0 + entries.len() as u64);
+            peer.told = self.applied;
+            peer.owe(cx.now.mono, config.resend_after_ms);
+            let message = StrongMessage::Append {
+                term: self.term,
+                stable: self.applied,
+                version: self.state.version,
+                probe: false,
+                entries,
+            };
+            self.send(cx, to, message);
+        }
+    }
+
+    /// Asks a copy for a sign of life.
+    pub(super) fn probe<S>(&mut self, cx: &mut Context<'_, S>, to: Member) {
+        let Some(primary) = &mut self.primary else { return };
+        let Some(peer) = primary.peers.get_mut(&to) else { return };
+        peer.told = self.applied;
+        peer.owe(cx.now.mono, cx.config.strong.resend_after_ms);
+        let message = StrongMessage::Append {
+            term: self.term,
+            stable: self.applied,
+            version: self.state.version,
+            probe: true,
+            entries: Vec::new(),
+        };
+        self.send(cx, to, message);
+    }
+
+    /// A copy confirms.
+    #[expect(clippy::too_many_arguments, reason = "the fields of one message")]
+    pub(super) fn on_ack<S: Store>(
+        &mut self,
+        cx: &mut Context<'_, S>,
+        from: Member,
+        term: Term,
+        have: Seq,
+        version: u64,
+        full: bool,
+        clock_ms: u64,
+    ) {
+        if term != self.term || have > self.log.last() {
+            return;
+        }
+        let Some(primary) = &mut self.primary else { return };
+        let starting = matches!(primary.phase, Phase::Starting { .. } | Phase::Serving);
+        let Some(peer) = primary.peers.get_mut(&from) else { return };
+        if !peer.started && (peer.transfer.is_some() || !starting) {
+            return;
+        }
+        peer.started = true;
+        peer.acked = peer.acked.max(have);
+        peer.sent = peer.sent.max(peer.acked);
+        peer.version = peer.version.max(version);
+        peer.clock_ms = peer.clock_ms.max(clock_ms);
+        peer.full = full;
+        peer.owes_since = cx.now.mono;
+        let owes = peer.acked < peer.sent || full;
+        peer.resend_at =
+            owes.then(|| cx.now.mono.after_ms(cx.config.strong.resend_after_ms));
+        self.advance(cx);
+        self.send_entries(cx, from);
+    }
+
+    /// Applies and acknowledges what every copy that counts has confirmed.
+    pub(super) fn advance<S: Store>(&mut self, cx: &mut Context<'_, S>) {
+        let required = self.required(cx);
+        let Some(primary) = &self.primary else { return };
+        let barrier = match primary.phase {
+            Phase::Leased | Phase::Sealing(_) => return,
+            Phase::Starting { barrier } => Some(barrier),
+            Phase::Serving => None,
+        };
+        let confirmed = required
+            .iter()
+            .map(|member| {
+                primary
+                    .peers
+                    .get(member)
+                    .filter(|peer| peer.started)
+                    .map_or(Seq(0), |peer| peer.acked)
+            })
+            .min()
+            .unwrap_or(self.log.last())
+            .min(self.log.last());
+        let before = self.applied;
+        while self.applied < confirmed {
+            let Some(entry) = self.log.get(self.applied.next()).cloned() else { break };
+            if !self.apply(cx, &entry) {
+                break;
+            }
+        }
+        if self.applied == before && barrier.is_none() {
+            return;
+        }
+        if self.applied > before {
+            let (place, term, seq) = (self.place, self.term, self.applied);
+            cx.report(Report::Stable { place, term, seq });
+            self.trim();
+            let at = cx.now.mono.after_ms(cx.config.strong.tell_after_ms);
+            if let Some(primary) = &mut self.primary {
+                primary.tell_by(at);
+            }
+        }
+        if barrier.is_some_and(|barrier| self.applied >= barrier) {
+            self.begin_to_serve(cx);
+        }
+    }
+
+    /// Forgets entries that nobody will ask for.
+    pub(super) fn trim(&mut self) {
+        let Some(primary) = &self.primary else { return };
+        let wanted = primary.peers.values().filter_map(|peer| match &peer.transfer {
+            _ if peer.started => Some(peer.acked),
+            Some(transfer) if transfer.stage == Stage::Asked => Some(transfer.base),
+            _ => None,
+        });
+        let keep = wanted.min().unwrap_or(self.applied);
+        self.log.trim(keep.min(self.applied));
+    }
+
+    /// Proposes removals, and sends again what was not confirmed in time.
+    pub(super) fn resend<S: Store>(&mut self, cx: &mut Context<'_, S>) {
+        let now = cx.now.mono;
+        let config = &cx.config.strong;
+        let Some(primary) = &mut self.primary else { return };
+        if matches!(primary.phase, Phase::Leased) {
+            return;
+        }
+        let mut due = Vec::new();
+        let mut removals = Vec::new();
+        for (&member, peer) in &mut primary.peers {
+            if peer.resend_at.is_none_or(|at| at > now) {
+                continue;
+            }
+            peer.resend_at = Some(now.after_ms(config.resend_after_ms));
+            due.push(member);
+            let silent = now.since_ms(peer.owes_since) >= config.shrink_after_ms;
+            let version = self.state.version;
+            let asked = peer.removal.is_some_and(|(at, again)| at == version && again > now);
+            if silent && !asked && self.state.in_sync.contains(&member) {
+                peer.removal = Some((version, now.after_ms(config.shrink_after_ms)));
+                removals.push(member);
+            }
+        }
+        for member in removals {
+            let version = self.state.version;
+            cx.propose(TopologyCommand::Shrink { place: self.place, version, member });
+        }
+        for member in due {
+            self.send_again(cx, member);
+        }
+    }
+
+    fn send_again<S: Store>(&mut self, cx: &mut Context<'_, S>, to: Member) {
+        let last = self.log.last();
+        let Some(primary) = &mut self.primary else { return };
+        let Some(peer) = primary.peers.get_mut(&to) else { return };
+        match &primary.phase {
+            Phase::Leased => {}
+            Phase::Sealing(sealed) => {
+                if !sealed.contains_key(&to) {
+                    self.send(cx, to, StrongMessage::Seal { term: self.term });
+                }
+            }
+            Phase::Starting { .. } | Phase::Serving if !peer.started => {
+                if peer.transfer.is_none() {
+                    self.send_start(cx, to);
+                }
+            }
+            Phase::Starting { .. } | Phase::Serving => {
+                peer.sent = peer.acked;
+                if peer.sent < last { self.send_entries(cx, to) } else { self.probe(cx, to) }
+            }
+        }
+    }
+
+    /// Tells quiet copies what is confirmed, and what was evicted here.
+    pub(super) fn tell<S: Store>(&mut self, cx: &mut Context<'_, S>) {
+        let Some(primary) = &mut self.primary else { return };
+        if primary.tell_at.is_none_or(|at| at > cx.now.mono) {
+            return;
+        }
+        primary.tell_at = None;
+        let keys = std::mem::take(&mut primary.evictions);
+        let (term, stable, version) = (self.term, self.applied, self.state.version);
+        let mut told = Vec::new();
+        for (&member, peer) in primary.peers.iter_mut().filter(|(_, peer)| peer.started) {
+            told.push((member, peer.told < stable));
+            peer.told = peer.told.max(stable);
+        }
+        for (member, behind) in told {
+            if !keys.is_empty() {
+                self.send(cx, member, StrongMessage::Evicted { term, keys: keys.clone() });
+            }
+            if behind {
+                let entries = Vec::new();
+                let message =
+                    StrongMessage::Append { term, stable, version, probe: false, entries };
+                self.send(cx, member, message);
+            }
+        }
+    }
+
+    /// The store dropped these by itself.
+    pub fn on_evicted<S: Store>(
+        &mut self,
+        cx: &mut Context<'_, S>,
+        keys: impl IntoIterator<Item = (ItemKey, Version)>,
+    ) {
+        let Some(primary) = &mut self.primary else { return };
+        let room = cx.config.strong.evictions_max.saturating_sub(primary.evictions.len());
+        primary.evictions.extend(keys.into_iter().take(room));
+        primary.tell_by(cx.now.mono.after_ms(cx.config.strong.tell_after_ms));
+    }
+
+    // ---- the other copies ----------------------------------------------------------------------
+
+    /// The primary evicted these. What was written later stays.
+    pub(super) fn forget_evicted<S: Store>(
+        &mut self,
+        cx: &mut Context<'_, S>,
+        keys: &[(ItemKey, Version)],
+    ) {
+        for (key, version) in keys {
+            let held = cx.store.read(self.place, key, false, 0);
+            if self.may_evict(cx, key.cache) && held.is_some_and(|held| held.version <= *version) {
+                let effect = Effect { key: key.clone(), change: Change::Remove(*version) };
+                cx.store.apply(self.place, &effect, true, 0);
+            }
+        }
+    }
+
+    /// The primary sends effects, or how far they are confirmed.
+    #[expect(clippy::too_many_arguments, reason = "the fields of one message")]
+    pub(super) fn on_append<S: Store>(
+        &mut self,
+        cx: &mut Context<'_, S>,
+        from: Member,
+        term: Term,
+        stable: Seq,
+        version: u64,
+        probe: bool,
+        entries: Vec<Entry>,
+    ) {
+        let lower = mutant!(cx.config, LowerTermAccepted)
+            && term < self.term
+            && self.primary.is_none();
+        if !(lower || self.follow(cx, from, term)) || self.wiping {
+            return;
+        }
+        if self.log_term != term && !lower {
+            return self.send(cx, from, StrongMessage::Unstarted { term });
+        }
+        // Whoever counts this copy by that version keeps earlier removals from concerning it.
+        self.hold_version = self.hold_version.max(version);
+        let answer = probe || !entries.is_empty();
+        for entry in entries {
+            if entry.seq <= self.log.last() {
+                continue;
+            }
+            if self.stuck || !self.can_hold(cx, &entry) || !self.log.push(entry) {
+                break;
+            }
+        }
+        let confirmed = stable.min(self.log.last());
+        while self.applied < confirmed {
+            let Some(entry) = self.log.get(self.applied.next()).cloned() else { break };
+            if !self.apply(cx, &entry) {
+                break;
+            }
+        }
+        self.log.trim(self.applied);
+        if answer {
+            let full = self.is_full(cx);
+            let have = self.log.last();
+            let version = self.hold_version;
+            self.send(cx, from, StrongMessage::Ack { term, have, version, full });
+        }
+    }
+
+    /// Whether an entry's item will fit when it is confirmed: what is held must not vanish then.
+    fn can_hold<S: Store>(&self, cx: &Context<'_, S>, entry: &Entry) -> bool {
+        match &entry.effect {
+            Some(Effect { key, change: Change::Put(_) }) => {
+                self.may_evict(cx, key.cache)
+                    || mutant!(cx.config, BackupEvicts)
+                    || cx.store.room(key.cache) >= self.log.bytes() + entry.bytes()
+            }
+            _ => true,
+        }
+    }
+
+    fn is_full<S: Store>(&self, cx: &Context<'_, S>) -> bool {
+        if mutant!(cx.config, BackupEvicts) {
+            return false;
+        }
+        let wanted = self.log.bytes() + cx.config.strong.room_reserve_bytes;
+        let refuses = |spec: &&CacheSpec| {
+            spec.group() == self.place.group && spec.eviction == Eviction::Refuse
+        };
+        cx.topology.caches.values().filter(refuses).any(|spec| cx.store.room(spec.id) < wanted)
+    }
+
+    /// Applies the next entry. `false` when there is no room for it where none may be missing.
+    pub(super) fn apply<S: Store>(&mut self, cx: &mut Context<'_, S>, entry: &Entry) -> bool {
+        debug_assert_eq!(entry.seq, self.applied.next());
+        if let Some(effect) = &entry.effect {
+            let may_evict = self.may_evict(cx, effect.key.cache)
+                || (mutant!(cx.config, BackupEvicts) && self.primary.is_none());
+            if !self.holds_newer(cx, entry, effect)
+                && cx.store.apply(self.place, effect, may_evict, entry.clock_ms) == Stored::Full
+                && !may_evict
+            {
+                self.stuck = true;
+                return false;
+            }
+            self.note(cx, effect);
+        }
+        self.stuck = false;
+        self.applied = entry.seq;
+        self.expired_ms = self.expired_ms.max(entry.clock_ms);
+        if let Some((id, outcome)) = &entry.answer {
+            self.answers.record(*id, outcome.clone(), entry.clock_ms, &cx.config.strong);
+        }
+        if let Some(primary) = &mut self.primary {
+            primary.judged_ms = primary.judged_ms.max(entry.clock_ms);
+            if let Some(effect) = &entry.effect
+                && primary.latest.get(&effect.key).is_some_and(|(seq, _)| *seq == entry.seq)
+            {
+                primary.latest.remove(&effect.key);
+            }
+            if let Some((id, _)) = &entry.answer
+                && primary.pending_ids.get(id) == Some(&entry.seq)
+            {
+                primary.pending_ids.remove(id);
+            }
+        }
+        if let Some(waiting) = self.waiting.remove(&entry.seq) {
+            let reply = if waiting.version == entry.version {
+                self.settle(cx, waiting.cache, waiting.outcome)
+            } else {
+                Reply::Indeterminate
+            };
+            for (asker, _) in waiting.askers {
+                cx.reply(asker, reply.clone());
+            }
+        }
+        true
+    }
+
+    /// Whether a snapshot brought something newer than a live effect.
+    fn holds_newer<S: Store>(&self, cx: &Context<'_, S>, entry: &Entry, effect: &Effect) -> bool {
+        let doubtful = match &self.intake {
+            Intake::Filling { .. } => true,
+            Intake::Complete { horizon, .. } => entry.seq <= *horizon,
+        };
+        doubtful
+            && cx
+                .store
+                .read(self.place, &effect.key, false, 0)
+                .is_some_and(|held| held.version > effect.change.version())
+    }
+}
+
+/// The next version of a term, `None` when there is none left.
+fn next_version(term: Term, counter: &mut u64) -> Option<Version> {
+    let next = *counter + 1;
+    if term.0 >= 1 << (u64::BITS - COUNTER_BITS) || next >= 1 << COUNTER_BITS {
+        return None;
+    }
+    *counter = next;
+    Some(Version(term.0 << COUNTER_BITS | next))
+}
+
+/// An outcome as it is kept for retries: without values.
+fn short(outcome: &Outcome) -> Outcome {
+    match outcome {
+        Outcome::Hit(item) => Outcome::Touched(item.version),
+        outcome => outcome.clone(),
+    }
+}
+
+/// A version for a barrier.
+pub(super) fn barrier_version(term: Term, counter: &mut u64) -> Version {
+    // A term without versions left serves nothing, but its barrier still needs to differ.
+    next_version(term, counter).unwrap_or(Version(u64::MAX))
+}

@@ -1,0 +1,76 @@
+//! Running ahead of a batch, so that its cache misses overlap.
+//!
+//! A lookup is two misses that depend on each other: bucket, then item. In a batch those of many
+//! lookups can be under way at once. They are asked for some places ahead of the operation at work
+//! rather than all at the start: a processor has only so many misses in flight, and while it waits
+//! for them it could be working.
+//!
+//! ```text
+//!   operations:   done | at work | ......  item asked for | ......  bucket asked for | ...
+//! ```
+//!
+//! Cost: some instructions a key. Prefetches are hints: that a bucket has moved meanwhile, or its
+//! shard is being written to, costs a miss at most.
+
+use crate::store::Store;
+
+/// Hashes in turn, with memory asked for ahead: see [`Store::ahead`].
+pub struct Ahead<'a> {
+    store: &'a Store,
+    hashes: &'a [u64],
+    next: usize,
+}
+
+impl<'a> Ahead<'a> {
+    #[inline]
+    pub(crate) fn new(store: &'a Store, hashes: &'a [u64]) -> Self {
+        // One alone waits as long either way.
+        let hashes_to_fetch = if hashes.len() > 1 { hashes } else { &[] };
+        for &hash in hashes_to_fetch.iter().take(BUCKETS_AHEAD) {
+            store.prefetch_bucket(hash);
+        }
+        for &hash in hashes_to_fetch.iter().take(ITEMS_AHEAD) {
+            store.prefetch_item(hash);
+        }
+        Self { store, hashes, next: 0 }
+    }
+}
+
+impl Iterator for Ahead<'_> {
+    type Item = u64;
+
+    #[inline]
+    fn next(&mut self) -> Option<u64> {
+        let at = self.next;
+        let &hash = self.hashes.get(at)?;
+        if let Some(&later) = self.hashes.get(at + ITEMS_AHEAD) {
+            if let Some(&latest) = self.hashes.get(at + BUCKETS_AHEAD) {
+                self.store.prefetch_bucket(latest);
+            }
+            self.store.prefetch_item(later);
+        }
+        self.next += 1;
+        Some(hash)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let left = self.hashes.len() - self.next;
+        (left, Some(left))
+    }
+}
+
+impl ExactSizeIterator for Ahead<'_> {}
+
+impl std::fmt::Debug for Ahead<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ahead").field("left", &self.len()).finish_non_exhaustive()
+    }
+}
+
+/// How many places ahead items are asked for: an item takes three or four misses, and no more than
+/// some twenty are under way at once.
+const ITEMS_AHEAD: usize = 12;
+
+/// How many places ahead buckets are asked for: long enough for them to come before the item is
+/// asked for.
+const BUCKETS_AHEAD: usize = 2 * ITEMS_AHEAD;

@@ -1,0 +1,188 @@
+//! A shard as readers see it who do not take its lock.
+//!
+//! Most requests to a cache are reads that find an item and leave it as it is. For them a lock is
+//! dear: taking and releasing it makes the processor finish everything before, so that each lookup
+//! waits for its own cache misses alone. Here a lookup goes from the published table to bucket and
+//! item with plain loads, copies the value, and then asks the [`Sequence`] whether all of that was
+//! one moment. If not, or if the item is not [`Plain`](crate::item::Plain), the caller takes the lock.
+//!
+//! ```text
+//!   sequence, extent, directory --> bucket --> item --> copy --> sequence unchanged?
+//! ```
+//!
+//! Invariants:
+//! - the extent is published after the directory that has room for it, and directories only get
+//!   longer: an extent never leads beyond the directory read after it;
+//! - nothing read is used before the sequence confirmed it, but to find the next address, and every
+//!   address is checked.
+//!
+//! Cost: no store to shared memory. One cache line of the view, one for the bucket, those of the
+//! item, and a second copy of the value.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+
+use crate::heap::{NIL, Slot};
+use crate::index::{Extent, Lookup, RacyBucket, bucket_at, prefetch_early, prefetch_lines};
+use crate::item::{Head, Parts, Plain};
+use crate::racy::{CopyBuffer, RacyBytes};
+use crate::region::Region;
+use crate::seqlock::Sequence;
+use crate::shard::Shard;
+
+/// Lines of an item that are asked for ahead: one more than a small one has, as most begin in the
+/// middle of a line.
+const ITEM_LINES_EARLY: usize = 4;
+
+/// Overflow buckets a lookup follows. A chain that a writer is changing may seem to have no end.
+const CHAIN_MAX: usize = 8;
+
+/// See the head of this file. Pairs of cache lines apart, as processors fetch them in pairs.
+#[repr(align(128))]
+pub(crate) struct ShardView {
+    pub(crate) sequence: Sequence,
+    /// [`Extent`], packed.
+    extent: AtomicU64,
+    directory: AtomicPtr<AtomicU32>,
+    bytes: RacyBytes,
+    granule_shift: u32,
+    /// Bytes of an item before its optional parts.
+    fixed_len: u32,
+    /// Keeps `bytes` mapped.
+    _region: Arc<Region>,
+}
+
+// SAFETY: the pointers lead to memory that any thread may read at any time: the region through
+// volatile loads, the directory through atomics. The rest is atomics and constants.
+unsafe impl Send for ShardView {}
+// SAFETY: as above.
+unsafe impl Sync for ShardView {}
+
+impl ShardView {
+    /// The view of a shard. Must go no later than the shard, whose directory it reads.
+    pub(crate) fn new(shard: &Shard) -> Self {
+        let (region, granule_shift) = shard.items.heap.region();
+        let view = Self {
+            sequence: Sequence::new(),
+            extent: AtomicU64::new(0),
+            directory: AtomicPtr::default(),
+            bytes: region.racy(),
+            granule_shift,
+            fixed_len: shard.items.fixed_len() as u32,
+            _region: Arc::clone(region),
+        };
+        view.publish(shard);
+        view
+    }
+
+    /// Tells readers where the index is now. For the holder of the shard's lock.
+    #[inline]
+    pub(crate) fn publish(&self, shard: &Shard) {
+        let (extent, directory) = shard.index.published();
+        self.directory.store(directory, Ordering::Release);
+        self.extent.store(extent.packed(), Ordering::Release);
+    }
+
+    /// Offset of the first bucket of a hash; `None` while there are no buckets.
+    #[inline(always)]
+    fn bucket_at(&self, hash: u64) -> Option<usize> {
+        // In this order: see the invariants.
+        let extent = Extent::unpacked(self.extent.load(Ordering::Acquire));
+        let directory = self.directory.load(Ordering::Acquire);
+        if extent.is_closed() {
+            return None;
+        }
+        Some(bucket_at(extent.number(hash), |number| {
+            // SAFETY: the directory was published before the extent and is long enough for it, and
+            // arrays of the directory live as long as the shard, which goes no sooner than this.
+            unsafe { &*directory.wrapping_add(number) }.load(Ordering::Relaxed)
+        }))
+    }
+
+    #[inline(always)]
+    fn offset(&self, slot: Slot) -> usize {
+        (slot as usize) << self.granule_shift
+    }
+
+    /// Asks for the bucket that a lookup of this hash reads first.
+    #[inline]
+    pub(crate) fn prefetch_bucket(&self, hash: u64) {
+        if let Some(at) = self.bucket_at(hash) {
+            prefetch_early(self.bytes.address(at));
+        }
+    }
+
+    /// Asks for what a lookup of this hash will read behind the bucket: items whose tag matches, of
+    /// which there is most often one, or else the next bucket.
+    #[inline]
+    pub(crate) fn prefetch_item(&self, hash: u64) {
+        let bucket = self.bucket_at(hash).and_then(|at| RacyBucket::at(&self.bytes, at));
+        let Some(bucket) = bucket else { return };
+        let mut matches = bucket.matching(hash);
+        if matches == 0 {
+            prefetch_early(self.bytes.address(self.offset(bucket.overflow())));
+        }
+        while matches != 0 {
+            let item = self.bytes.address(self.offset(bucket.slot(matches.trailing_zeros())));
+            for line in 0..ITEM_LINES_EARLY {
+                prefetch_early(item.wrapping_add(line * 64));
+            }
+            matches &= matches - 1;
+        }
+    }
+
+    /// The item with this key if it is plain and small, its value copied to `buffer`. `Involved`
+    /// also when a writer is at the shard: the caller must take the lock then.
+    #[inline(always)]
+    pub(crate) fn find<'b>(
+        &self,
+        hash: u64,
+        key: &[u8],
+        buffer: &'b mut CopyBuffer,
+    ) -> Lookup<'b> {
+        self.find_whole(hash, key, buffer).unwrap_or(Lookup::Involved)
+    }
+
+    #[inline(always)]
+    fn find_whole<'b>(
+        &self,
+        hash: u64,
+        key: &[u8],
+        buffer: &'b mut CopyBuffer,
+    ) -> Option<Lookup<'b>> {
+        let moment = self.sequence.now()?;
+        let mut at = self.bucket_at(hash)?;
+        for _ in 0..CHAIN_MAX {
+            let bucket = RacyBucket::at(&self.bytes, at)?;
+            let mut matches = bucket.matching(hash);
+            while matches != 0 {
+                let slot = bucket.slot(matches.trailing_zeros());
+                let offset = self.offset(slot);
+                prefetch_lines(self.bytes.address(offset));
+                let item = self.bytes.span(offset)?;
+                let head = Head::new(slot, item.u64(0), item.u64(8));
+                let fixed_len = self.fixed_len as usize;
+                let Parts { flags, deadline, key_at } =
+                    head.parts(fixed_len, |at| item.u32(at), |at| item.u64(at))?;
+                if head.key_len() != key.len() || !item.has(key_at, key) {
+                    matches &= matches - 1;
+                    continue;
+                }
+                if head.value_len() > CopyBuffer::LEN {
+                    return None;
+                }
+                let value = item.copy(key_at + key.len(), head.value_len(), buffer);
+                if !self.sequence.is_still(moment) {
+                    return None;
+                }
+                return Some(Lookup::Found(Plain { head, flags, deadline, value }));
+            }
+            match bucket.overflow() {
+                NIL if self.sequence.is_still(moment) => return Some(Lookup::Absent),
+                NIL => return None,
+                next => at = self.offset(next),
+            }
+        }
+        None
+    }
+}

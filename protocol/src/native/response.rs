@@ -1,0 +1,766 @@
+//! What a node answers.
+//!
+//! Answers are `[kind, id, …]`. The value of a hit is the last element, so that a node can send
+//! the head from its buffer and a large value from where it lies. Inside a batch the same answers
+//! stand without their id.
+
+use super::admin;
+use super::error::{Effect, ErrorCode, Failure};
+use super::list::{Element, List};
+use super::value::Value;
+use super::wire::{
+    Malformed, Reader, malformed, put_array, put_bin, put_bin_head, put_nil, put_str, put_uint,
+    put_uint_or_nil,
+};
+use crate::command::{ItemMeta, Outcome, RefillRight};
+
+macro_rules! kinds {
+    ($($(#[doc = $doc:literal])+ $name:ident = $number:literal;)+) => {
+        /// The kinds of answers. The numbers are the protocol's and never change.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Kind {
+            $($(#[doc = $doc])+ $name = $number,)+
+        }
+
+        impl Kind {
+            /// Every kind of this version.
+            pub const ALL: &[Self] = &[$(Self::$name),+];
+
+            /// The kind of a number.
+            #[inline]
+            pub const fn from_number(number: u64) -> Option<Self> {
+                match number {
+                    $($number => Some(Self::$name),)+
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// Done; a structure may follow.
+    Ok = 0;
+    /// The item: `version, flags, ttl_ms|nil, extra|nil, value|nil`.
+    Value = 1;
+    /// There is no such item.
+    NotFound = 2;
+    /// The value is stored: `version, old|nil`.
+    Stored = 3;
+    /// The condition of an add, replace, append or prepend was not met.
+    NotStored = 4;
+    /// The item has another version than the one compared.
+    Exists = 5;
+    /// The item is gone: `old|nil`.
+    Deleted = 6;
+    /// The item has its new end: `version`.
+    Touched = 7;
+    /// A number: `number, version`.
+    Number = 8;
+    /// Answers to a batch, in its order.
+    Batch = 9;
+    /// A step of a scan: `cursor|nil, entries`.
+    Page = 10;
+    /// The request failed: `code, text, effect, retry_after_ms|nil`.
+    Error = 11;
+    /// What nobody asked for: `what, …`.
+    Push = 12;
+}
+
+impl Kind {
+    /// As on the wire.
+    pub const fn number(self) -> u64 {
+        self as u64
+    }
+}
+
+/// What may be known of an item beside the usual.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extra {
+    /// The item was invalidated and waits for a new value.
+    pub stale: bool,
+    /// Whether this reader should refill it.
+    pub refill: RefillRight,
+    /// Length of the value, when the value itself was not asked for.
+    pub value_len: Option<u64>,
+}
+
+/// An item that was replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Old<'a> {
+    /// Its version.
+    pub version: u64,
+    /// Its flags.
+    pub flags: u32,
+    /// Its value.
+    pub value: Value<'a>,
+}
+
+/// Keys that were written by others.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Invalidated<'a> {
+    /// The cache, by this connection's handle.
+    pub cache: u32,
+    /// The slots; `None` is all keys of the cache.
+    pub slots: Option<Slots<'a>>,
+}
+
+/// Slots of keys.
+pub type Slots<'a> = List<'a, u32>;
+
+impl<'a> Element<'a> for u32 {
+    fn read(reader: &mut Reader<'a>) -> Result<Self, Malformed> {
+        reader.u32()
+    }
+}
+
+/// What a node says without being asked.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Push<'a> {
+    /// Keys were written; what was read of them is out of date.
+    Invalidate(Invalidated<'a>),
+    /// A new topology: a [`TopologyView`](admin::TopologyView), for [`admin::get`].
+    Topology(&'a [u8]),
+    /// The node is going away: send nothing new here.
+    Goodbye {
+        /// Why.
+        reason: &'a str,
+    },
+    /// A push of a later version.
+    Unknown {
+        /// Its number.
+        what: u64,
+    },
+}
+
+const PUSH_INVALIDATE: u64 = 1;
+const PUSH_TOPOLOGY: u64 = 2;
+const PUSH_GOODBYE: u64 = 3;
+
+/// An answer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Response<'a> {
+    /// See [`Kind::Ok`]. The structure as it came, empty when there is none; for [`admin::get`].
+    Ok(&'a [u8]),
+    /// See [`Kind::Value`].
+    Value {
+        /// Version of the item.
+        version: u64,
+        /// The client's own bits.
+        flags: u32,
+        /// Milliseconds left; `None` does not end.
+        ttl_ms: Option<u64>,
+        /// The rest.
+        extra: Extra,
+        /// The value; `None` when it was not asked for.
+        value: Option<Value<'a>>,
+    },
+    /// See [`Kind::NotFound`].
+    NotFound,
+    /// See [`Kind::Stored`].
+    Stored {
+        /// Version of the new item.
+        version: u64,
+        /// What it replaced, when that was asked for.
+        old: Option<Old<'a>>,
+    },
+    /// See [`Kind::NotStored`].
+    NotStored,
+    /// See [`Kind::Exists`].
+    Exists,
+    /// See [`Kind::Deleted`].
+    Deleted {
+        /// What was removed, when that was asked for.
+        old: Option<Old<'a>>,
+    },
+    /// See [`Kind::Touched`].
+    Touched {
+        /// Version of the item.
+        version: u64,
+    },
+    /// See [`Kind::Number`].
+    Number {
+        /// The number now.
+        number: u64,
+        /// Version of the item.
+        version: u64,
+    },
+    /// See [`Kind::Batch`].
+    Batch(Results<'a>),
+    /// See [`Kind::Page`].
+    Page {
+        /// Where the next step begins; `None` when this was the last.
+        cursor: Option<&'a [u8]>,
+        /// The items.
+        entries: Entries<'a>,
+    },
+    /// See [`Kind::Error`].
+    Error(Failure<'a>),
+    /// See [`Kind::Push`].
+    Push(Push<'a>),
+    /// A kind of a later version.
+    Unknown {
+        /// Its number.
+        kind: u64,
+    },
+}
+
+impl<'a> Response<'a> {
+    /// Reads the body of a frame: the id and the answer.
+    pub fn decode(body: &'a [u8]) -> Result<(u32, Self), Malformed> {
+        let mut reader = Reader::new(body);
+        let len = reader.array()?;
+        if len < 2 {
+            return malformed("a message has a kind and an id at least");
+        }
+        let kind = reader.uint()?;
+        let id = reader.u32()?;
+        let response = Self::read_answer(kind, len - 2, &mut reader, true)?;
+        if !reader.rest().is_empty() {
+            return malformed("there are bytes behind the message");
+        }
+        Ok((id, response))
+    }
+
+    /// Reads what follows kind and id: `left` elements.
+    fn read_answer(
+        kind: u64,
+        left: usize,
+        reader: &mut Reader<'a>,
+        outermost: bool,
+    ) -> Result<Self, Malformed> {
+        let mut fields = Fields { left, reader };
+        let response = match Kind::from_number(kind) {
+            None => Self::Unknown { kind },
+            Some(Kind::Ok) => {
+                let before = fields.reader.rest();
+                if fields.left > 0 {
+                    fields.take()?.skip()?;
+                }
+                Self::Ok(&before[..before.len() - fields.reader.rest().len()])
+            }
+            Some(Kind::Value) => {
+                let version = fields.take()?.uint()?;
+                let flags = fields.take()?.u32()?;
+                let ttl_ms = fields.take()?.uint_or_nil()?;
+                let extra = Extra::read(fields.take()?)?;
+                let reader = fields.take()?;
+                let value = if reader.nil() { None } else { Some(Value::read(reader)?) };
+                Self::Value { version, flags, ttl_ms, extra, value }
+            }
+            Some(Kind::NotFound) => Self::NotFound,
+            Some(Kind::Stored) => {
+                let version = fields.take()?.uint()?;
+                Self::Stored { version, old: fields.old()? }
+            }
+            Some(Kind::NotStored) => Self::NotStored,
+            Some(Kind::Exists) => Self::Exists,
+            Some(Kind::Deleted) => Self::Deleted { old: fields.old()? },
+            Some(Kind::Touched) => Self::Touched { version: fields.take()?.uint()? },
+            Some(Kind::Number) => {
+                let number = fields.take()?.uint()?;
+                Self::Number { number, version: fields.take()?.uint()? }
+            }
+            Some(Kind::Batch) if outermost => Self::Batch(Results::read(fields.take()?)?),
+            Some(Kind::Page) if outermost => {
+                let reader = fields.take()?;
+                let cursor = if reader.nil() { None } else { Some(reader.bytes()?) };
+                Self::Page { cursor, entries: Entries::read(fields.take()?)? }
+            }
+            Some(Kind::Push) if outermost => Self::Push(Push::read(&mut fields)?),
+            Some(Kind::Batch | Kind::Page | Kind::Push) => {
+                return malformed("an answer that cannot be part of a batch");
+            }
+            Some(Kind::Error) => {
+                let code = fields.take()?.uint()?;
+                let text = fields.take()?.str()?;
+                let effect = Effect::from_number(fields.take()?.uint()?);
+                let retry_after_ms = match fields.left {
+                    0 => None,
+                    _ => fields.take()?.uint_or_nil()?,
+                };
+                let code = ErrorCode::from_number(u16::try_from(code).unwrap_or(u16::MAX));
+                Self::Error(Failure { code, text, effect, retry_after_ms })
+            }
+        };
+        for _ in 0..fields.left {
+            fields.reader.skip()?;
+        }
+        Ok(response)
+    }
+}
+
+/// One answer of a batch.
+impl<'a> Element<'a> for Response<'a> {
+    fn read(reader: &mut Reader<'a>) -> Result<Self, Malformed> {
+        let Some(left) = reader.array()?.checked_sub(1) else {
+            return malformed("an answer of a batch is empty");
+        };
+        let kind = reader.uint()?;
+        Self::read_answer(kind, left, reader, false)
+    }
+}
+
+/// The elements of a message that have not been read.
+struct Fields<'r, 'a> {
+    left: usize,
+    reader: &'r mut Reader<'a>,
+}
+
+impl<'a> Fields<'_, 'a> {
+    fn take(&mut self) -> Result<&mut Reader<'a>, Malformed> {
+        match self.left.checked_sub(1) {
+            Some(left) => {
+                self.left = left;
+                Ok(self.reader)
+            }
+            None => malformed("an answer lacks an element"),
+        }
+    }
+
+    fn old(&mut self) -> Result<Option<Old<'a>>, Malformed> {
+        if self.left == 0 {
+            return Ok(None);
+        }
+        let reader = self.take()?;
+        if reader.nil() {
+            return Ok(None);
+        }
+        let len = reader.array()?;
+        if len < 3 {
+            return malformed("an old item has version, flags and value");
+        }
+        let old =
+            Old { version: reader.uint()?, flags: reader.u32()?, value: Value::read(reader)? };
+        for _ in 3..len {
+            reader.skip()?;
+        }
+        Ok(Some(old))
+    }
+}
+
+const EXTRA_STALE: u64 = 1;
+const EXTRA_REFILL: u64 = 2;
+const EXTRA_VALUE_LEN: u64 = 3;
+
+impl Extra {
+    fn read(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
+        let mut extra = Self::default();
+        if reader.nil() {
+            return Ok(extra);
+        }
+        for _ in 0..reader.map()? {
+            match reader.uint()? {
+                EXTRA_STALE => extra.stale = reader.bool()?,
+                EXTRA_REFILL => {
+                    extra.refill = match reader.uint()? {
+                        1 => RefillRight::Won,
+                        2 => RefillRight::Taken,
+                        _ => RefillRight::None,
+                    };
+                }
+                EXTRA_VALUE_LEN => extra.value_len = Some(reader.uint()?),
+                _ => reader.skip()?,
+            }
+        }
+        Ok(extra)
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        if *self == Self::default() {
+            return put_nil(out);
+        }
+        let refill = match self.refill {
+            RefillRight::None => None,
+            RefillRight::Won => Some(1),
+            RefillRight::Taken => Some(2),
+        };
+        let len =
+            u8::from(self.stale) + u8::from(refill.is_some()) + u8::from(self.value_len.is_some());
+        out.push(0x80 | len);
+        if self.stale {
+            put_uint(out, EXTRA_STALE);
+            super::wire::put_bool(out, true);
+        }
+        if let Some(refill) = refill {
+            put_uint(out, EXTRA_REFILL);
+            put_uint(out, refill);
+        }
+        if let Some(len) = self.value_len {
+            put_uint(out, EXTRA_VALUE_LEN);
+            put_uint(out, len);
+        }
+    }
+}
+
+impl<'a> Push<'a> {
+    fn read(fields: &mut Fields<'_, 'a>) -> Result<Self, Malformed> {
+        Ok(match fields.take()?.uint()? {
+            PUSH_INVALIDATE => {
+                let cache = fields.take()?.u32()?;
+                let reader = fields.take()?;
+                let slots = if reader.nil() { None } else { Some(Slots::read(reader)?) };
+                Self::Invalidate(Invalidated { cache, slots })
+            }
+            PUSH_TOPOLOGY => {
+                let reader = fields.take()?;
+                let before = reader.rest();
+                reader.skip()?;
+                Self::Topology(&before[..before.len() - reader.rest().len()])
+            }
+            PUSH_GOODBYE => Self::Goodbye { reason: fields.take()?.str()? },
+            what => Self::Unknown { what },
+        })
+    }
+}
+
+/// The answers to a batch.
+pub type Results<'a> = List<'a, Response<'a>>;
+
+/// An item of a scan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry<'a> {
+    /// The key.
+    pub key: &'a [u8],
+    /// Version of the item.
+    pub version: u64,
+    /// The client's own bits.
+    pub flags: u32,
+    /// Milliseconds left; `None` does not end.
+    pub ttl_ms: Option<u64>,
+    /// Length of the value in bytes.
+    pub value_len: u64,
+    /// The value, when it was asked for.
+    pub value: Option<Value<'a>>,
+}
+
+impl Entry<'_> {
+    const FIELDS: usize = 6;
+}
+
+impl<'a> Element<'a> for Entry<'a> {
+    fn read(reader: &mut Reader<'a>) -> Result<Self, Malformed> {
+        let len = reader.array()?;
+        if len < Self::FIELDS {
+            return malformed("an item of a scan lacks an element");
+        }
+        let entry = Self {
+            key: reader.bytes()?,
+            version: reader.uint()?,
+            flags: reader.u32()?,
+            ttl_ms: reader.uint_or_nil()?,
+            value_len: reader.uint()?,
+            value: if reader.nil() { None } else { Some(Value::read(reader)?) },
+        };
+        for _ in Self::FIELDS..len {
+            reader.skip()?;
+        }
+        Ok(entry)
+    }
+}
+
+/// The items of a step of a scan.
+pub type Entries<'a> = List<'a, Entry<'a>>;
+
+/// The head of a hit, up to the bytes of its value.
+#[derive(Clone, Copy, Debug)]
+pub struct HitHead<'a> {
+    /// The item.
+    pub item: &'a ItemMeta,
+    /// Whether its value follows.
+    pub with_value: bool,
+}
+
+impl HitHead<'_> {
+    fn extra(&self) -> Extra {
+        Extra {
+            stale: self.item.stale,
+            refill: self.item.refill,
+            value_len: (!self.with_value).then_some(self.item.value_len as u64),
+        }
+    }
+
+    /// The elements of a hit; of the value its head only.
+    #[inline]
+    fn write(&self, out: &mut Vec<u8>) {
+        self.write_before_value(out);
+        if self.with_value {
+            put_bin_head(out, self.item.value_len);
+        } else {
+            put_nil(out);
+        }
+    }
+
+    #[inline]
+    fn write_before_value(&self, out: &mut Vec<u8>) {
+        put_uint(out, self.item.version);
+        put_uint(out, u64::from(self.item.flags));
+        put_uint_or_nil(out, self.item.ttl_ms);
+        self.extra().write(out);
+    }
+}
+
+/// Answers as bytes.
+///
+/// Functions with an `id` append one whole frame, or nothing when the id is 0, but for [`hit_head`](respond::hit_head),
+/// whose value the caller appends. Those in [`element`](respond::element) append one element of a batch's array.
+pub mod respond {
+    use super::*;
+    use crate::native::frame::{begin_frame, end_frame, end_frame_before};
+
+    #[inline]
+    fn frame(
+        out: &mut Vec<u8>,
+        kind: Kind,
+        id: u32,
+        elements: usize,
+        rest: impl FnOnce(&mut Vec<u8>),
+    ) {
+        let start = begin_frame(out);
+        put_array(out, 2 + elements);
+        put_uint(out, kind.number());
+        put_uint(out, u64::from(id));
+        rest(out);
+        end_frame(out, start);
+    }
+
+    /// Done.
+    pub fn ok(out: &mut Vec<u8>, id: u32) {
+        if id != 0 {
+            frame(out, Kind::Ok, id, 0, |_| {});
+        }
+    }
+
+    /// Done, and this is what was asked for.
+    pub fn structure<T: serde::Serialize>(out: &mut Vec<u8>, id: u32, structure: &T) {
+        if id != 0 {
+            frame(out, Kind::Ok, id, 1, |out| admin::put(out, structure));
+        }
+    }
+
+    /// The head of a hit. When it says `with_value`, exactly `item.value_len` bytes must be sent
+    /// behind it, from `out` or from elsewhere. Not to be called with the id 0.
+    #[inline]
+    pub fn hit_head(out: &mut Vec<u8>, id: u32, head: HitHead<'_>) {
+        let start = begin_frame(out);
+        put_array(out, 7);
+        put_uint(out, Kind::Value.number());
+        put_uint(out, u64::from(id));
+        head.write(out);
+        end_frame_before(out, start, if head.with_value { head.item.value_len } else { 0 });
+    }
+
+    /// A hit whose value travels compressed.
+    pub fn compressed_hit(out: &mut Vec<u8>, id: u32, item: &ItemMeta, value: Value<'_>) {
+        if id != 0 {
+            frame(out, Kind::Value, id, 5, |out| {
+                HitHead { item, with_value: true }.write_before_value(out);
+                value.write(out);
+            });
+        }
+    }
+
+    /// Any outcome but a hit. `old` is what the write replaced, when that was asked for.
+    pub fn outcome(out: &mut Vec<u8>, id: u32, outcome: &Outcome, old: Option<Old<'_>>) {
+        if id != 0 {
+            let start = begin_frame(out);
+            put_outcome(out, Some(id), outcome, old);
+            end_frame(out, start);
+        }
+    }
+
+    /// A failure.
+    pub fn failure(out: &mut Vec<u8>, id: u32, failure: &Failure<'_>) {
+        if id != 0 {
+            let start = begin_frame(out);
+            put_failure(out, Some(id), failure);
+            end_frame(out, start);
+        }
+    }
+
+    /// A failure that belongs to no request that could be read: id 0 all the same.
+    pub fn failure_of_connection(out: &mut Vec<u8>, failure: &Failure<'_>) {
+        let start = begin_frame(out);
+        put_failure(out, Some(0), failure);
+        end_frame(out, start);
+    }
+
+    /// Begins the answer to a batch of so many operations; each must be answered by a function of
+    /// [`element`]. Returns what [`end_frame`] wants.
+    #[must_use]
+    pub fn begin_batch(out: &mut Vec<u8>, id: u32, len: usize) -> usize {
+        let start = begin_frame(out);
+        put_array(out, 3);
+        put_uint(out, Kind::Batch.number());
+        put_uint(out, u64::from(id));
+        put_array(out, len);
+        start
+    }
+
+    /// A step of a scan.
+    pub fn page<'a>(
+        out: &mut Vec<u8>,
+        id: u32,
+        cursor: Option<&[u8]>,
+        entries: impl ExactSizeIterator<Item = Entry<'a>>,
+    ) {
+        if id == 0 {
+            return;
+        }
+        frame(out, Kind::Page, id, 2, |out| {
+            match cursor {
+                Some(cursor) => put_bin(out, cursor),
+                None => put_nil(out),
+            }
+            put_array(out, entries.len());
+            for entry in entries {
+                put_array(out, Entry::FIELDS);
+                put_bin(out, entry.key);
+                put_uint(out, entry.version);
+                put_uint(out, u64::from(entry.flags));
+                put_uint_or_nil(out, entry.ttl_ms);
+                put_uint(out, entry.value_len);
+                match entry.value {
+                    Some(value) => value.write(out),
+                    None => put_nil(out),
+                }
+            }
+        });
+    }
+
+    /// Push: keys in these slots were written; `None` is all keys of the cache.
+    pub fn invalidate(out: &mut Vec<u8>, cache: u32, slots: Option<&[u32]>) {
+        frame(out, Kind::Push, 0, 3, |out| {
+            put_uint(out, PUSH_INVALIDATE);
+            put_uint(out, u64::from(cache));
+            match slots {
+                None => put_nil(out),
+                Some(slots) => {
+                    put_array(out, slots.len());
+                    for slot in slots {
+                        put_uint(out, u64::from(*slot));
+                    }
+                }
+            }
+        });
+    }
+
+    /// Push: a new topology.
+    pub fn topology(out: &mut Vec<u8>, topology: &admin::TopologyView) {
+        frame(out, Kind::Push, 0, 2, |out| {
+            put_uint(out, PUSH_TOPOLOGY);
+            admin::put(out, topology);
+        });
+    }
+
+    /// Push: the node is going away.
+    pub fn goodbye(out: &mut Vec<u8>, reason: &str) {
+        frame(out, Kind::Push, 0, 2, |out| {
+            put_uint(out, PUSH_GOODBYE);
+            put_str(out, reason);
+        });
+    }
+
+    /// Answers inside a batch.
+    pub mod element {
+        use super::*;
+
+        /// The head of a hit; see [`super::hit_head`].
+        #[inline]
+        pub fn hit_head(out: &mut Vec<u8>, head: HitHead<'_>) {
+            put_array(out, 6);
+            put_uint(out, Kind::Value.number());
+            head.write(out);
+        }
+
+        /// A hit whose value travels compressed.
+        pub fn compressed_hit(out: &mut Vec<u8>, item: &ItemMeta, value: Value<'_>) {
+            put_array(out, 6);
+            put_uint(out, Kind::Value.number());
+            HitHead { item, with_value: true }.write_before_value(out);
+            value.write(out);
+        }
+
+        /// Any outcome but a hit.
+        pub fn outcome(out: &mut Vec<u8>, outcome: &Outcome, old: Option<Old<'_>>) {
+            put_outcome(out, None, outcome, old);
+        }
+
+        /// A failure.
+        pub fn failure(out: &mut Vec<u8>, failure: &Failure<'_>) {
+            put_failure(out, None, failure);
+        }
+    }
+
+    fn put_head(out: &mut Vec<u8>, kind: Kind, id: Option<u32>, elements: usize) {
+        put_array(out, 1 + usize::from(id.is_some()) + elements);
+        put_uint(out, kind.number());
+        if let Some(id) = id {
+            put_uint(out, u64::from(id));
+        }
+    }
+
+    fn put_outcome(out: &mut Vec<u8>, id: Option<u32>, outcome: &Outcome, old: Option<Old<'_>>) {
+        let put_old = |out: &mut Vec<u8>| {
+            if let Some(old) = old {
+                put_array(out, 3);
+                put_uint(out, old.version);
+                put_uint(out, u64::from(old.flags));
+                old.value.write(out);
+            }
+        };
+        let failed = |out: &mut Vec<u8>, code, text| {
+            put_failure(out, id, &Failure::refused(code, text));
+        };
+        match outcome {
+            Outcome::Hit(item) => {
+                put_head(out, Kind::Value, id, 5);
+                HitHead { item, with_value: false }.write(out);
+            }
+            Outcome::NotFound => put_head(out, Kind::NotFound, id, 0),
+            Outcome::Stored(item) => {
+                put_head(out, Kind::Stored, id, 1 + usize::from(old.is_some()));
+                put_uint(out, item.version);
+                put_old(out);
+            }
+            Outcome::NotStored => put_head(out, Kind::NotStored, id, 0),
+            Outcome::Exists => put_head(out, Kind::Exists, id, 0),
+            Outcome::Deleted => {
+                put_head(out, Kind::Deleted, id, usize::from(old.is_some()));
+                put_old(out);
+            }
+            Outcome::Touched(item) => {
+                put_head(out, Kind::Touched, id, 1);
+                put_uint(out, item.version);
+            }
+            Outcome::Number(number, item) => {
+                put_head(out, Kind::Number, id, 2);
+                put_uint(out, *number);
+                put_uint(out, item.version);
+            }
+            Outcome::NotANumber => failed(
+                out,
+                ErrorCode::NotANumber,
+                "the value is no decimal number of at most 20 digits",
+            ),
+            Outcome::TooLarge => failed(
+                out,
+                ErrorCode::ValueTooLarge,
+                "the value is over the cache's item limit; after a set the older value is gone",
+            ),
+            Outcome::OutOfMemory => failed(
+                out,
+                ErrorCode::OutOfMemory,
+                "no room: the cache refuses when full, or nothing could be evicted",
+            ),
+        }
+    }
+
+    fn put_failure(out: &mut Vec<u8>, id: Option<u32>, failure: &Failure<'_>) {
+        put_head(out, Kind::Error, id, 4);
+        put_uint(out, u64::from(failure.code.number()));
+        put_str(out, failure.text);
+        put_uint(out, failure.effect.number());
+        put_uint_or_nil(out, failure.retry_after_ms);
+    }
+}

@@ -1,0 +1,89 @@
+//! The commands that talk to a running cluster.
+//!
+//! Each reads its arguments, asks through the client library, and prints; none knows the protocol.
+//! What always holds: data goes to standard output, everything else to standard error; the exit
+//! code says what kind of end it was ([`CommandError`]); an error names what failed, where, and
+//! what to do next.
+
+mod bench;
+mod credentials;
+mod man;
+#[allow(dead_code)]
+mod output;
+#[allow(dead_code)]
+mod records;
+#[allow(dead_code)]
+mod top;
+
+use std::process::ExitCode;
+
+/// Where the exit codes are told to people.
+pub(crate) const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  failed: not found, a condition was not met, a part could not be done
+  2  the command line is wrong; nothing was done
+  3  cannot connect, or no answer in time
+  4  refused: credentials, permissions, limits";
+
+/// The commands.
+#[derive(clap::Subcommand)]
+pub(crate) enum ClientCommand {
+    /// Load a server with gets and sets and measure it.
+    Bench(bench::Bench),
+    /// Write manual pages.
+    Man(man::Man),
+}
+
+/// Why a command did not do its work. Each kind has an exit code of its own.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum CommandError {
+    /// Not found, a condition that was not met, a file that cannot be read. 1.
+    Failed(String),
+    /// The same, and everything there is to say has been said. 1.
+    Told,
+    /// The command line cannot be meant. 2.
+    Usage(String),
+    /// No connection, or no answer in time. 3.
+    Unreachable(String),
+    /// Credentials, permissions, limits. 4.
+    Refused(String),
+    /// Nobody reads the output any more: no failure.
+    Closed,
+}
+
+impl CommandError {
+    /// Says what is wrong on standard error.
+    fn report(self) -> ExitCode {
+        let (text, code) = match self {
+            Self::Failed(text) => (text, 1),
+            Self::Told => return ExitCode::from(1),
+            Self::Usage(text) => (text, 2),
+            Self::Unreachable(text) => (text, 3),
+            Self::Refused(text) => (text, 4),
+            Self::Closed => return ExitCode::SUCCESS,
+        };
+        eprintln!("kiln: {text}");
+        ExitCode::from(code)
+    }
+}
+
+/// Runs a command to its end. `cli` describes the whole command line, for the manual pages.
+pub(crate) fn run(command: ClientCommand, cli: fn() -> clap::Command) -> ExitCode {
+    let result = match command {
+        ClientCommand::Bench(command) => command.run(),
+        ClientCommand::Man(command) => command.run(&cli()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => error.report(),
+    }
+}
+
+/// Runs a command that talks to nodes, on this thread.
+fn block_on<T>(command: impl Future<Output = Result<T, CommandError>>) -> Result<T, CommandError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime
+        .map_err(|error| CommandError::Failed(format!("cannot start the runtime: {error}")))?;
+    runtime.block_on(command)
+}

@@ -1,0 +1,5 @@
+//! top
+#[allow(dead_code)]
+mod figures;
+#[allow(dead_code)]
+mod screen;

@@ -1,0 +1,256 @@
+//! What is asked rarely: caches, topology, figures.
+
+use std::net::SocketAddr;
+
+use kiln_protocol::native::{
+    Body, ErrorCode, Failure,
+    admin::{
+        CacheInfo, CacheList, CacheView, GroupView, KeyInfo, NodeInfo, NodeView, Opened,
+        ProtocolInfo, TopologyView,
+    },
+    respond,
+};
+
+use crate::{
+    caches::{Cache, CacheError, CacheSettings, Table},
+    connection::Context,
+    hottest, latency,
+    listen::Protocol,
+    native::{RETRY_AFTER_MS, batch::no_such_cache, session::Native},
+    node::Node,
+    process::Usage,
+    shutdown::Phase,
+};
+
+/// The id of a node that is its whole cluster.
+pub(super) const NODE_ID: u64 = 1;
+
+/// Keys become partitions by XXH3-64, modulo their number.
+pub(super) const HASH_ID: u32 = 1;
+
+/// Partitions of a cluster.
+const PARTITIONS: u32 = 1024;
+
+/// Hottest and largest keys that are told.
+const KEYS_MAX: usize = 16;
+
+/// Runs a request and answers it.
+pub(super) fn run(
+    session: &mut Native,
+    context: &mut Context<'_>,
+    table: &Table,
+    id: u32,
+    body: &Body<'_>,
+    replies: &mut Vec<u8>,
+) {
+    let node = context.node;
+    let refuse = |replies: &mut Vec<u8>, code, text: &str| {
+        respond::failure(replies, id, &Failure::refused(code, text));
+    };
+    match body {
+        Body::OpenCache { name } => {
+            let Some((key, cache)) = table.by_name(name) else { return no_such_cache(replies, id) };
+            match session.open(table, key) {
+                Some(handle) => {
+                    let spec = cache.settings.spec();
+                    respond::structure(replies, id, &Opened { handle, spec });
+                }
+                None => refuse(
+                    replies,
+                    ErrorCode::LimitReached,
+                    "this connection has as many caches open as hello announced",
+                ),
+            }
+        }
+        Body::CreateCache(spec) => {
+            let settings = match CacheSettings::from_spec(spec, node.value_len_max()) {
+                Ok(settings) => settings,
+                Err(error) => {
+                    return refuse(replies, ErrorCode::BadArgument, &error.to_string());
+                }
+            };
+            match node.caches.create(settings, context.now_ms) {
+                Ok(cache) => {
+                    node.topology_changed();
+                    respond::structure(replies, id, &describe(&cache));
+                }
+                Err(error) => fail(replies, id, &error),
+            }
+        }
+        Body::DropCache { name } => match node.caches.drop_cache(name, context.now_ms) {
+            Ok(()) => {
+                node.topology_changed();
+                respond::ok(replies, id);
+            }
+            Err(error) => fail(replies, id, &error),
+        },
+        Body::ListCaches => {
+            let caches = table.iter().map(|cache| describe(cache)).collect();
+            respond::structure(replies, id, &CacheList { caches });
+        }
+        Body::ShowCache { name } => match table.by_name(name) {
+            Some((_, cache)) => respond::structure(replies, id, &describe(cache)),
+            None => no_such_cache(replies, id),
+        },
+        Body::Flush { cache } => match session.find(table, *cache) {
+            Some(_) if node.config.disable_flush.0 => {
+                refuse(replies, ErrorCode::Forbidden, "flush is turned off on this node");
+            }
+            Some(found) => {
+                found.cache.flush(None, context.now_ms);
+                respond::ok(replies, id);
+            }
+            None => no_such_cache(replies, id),
+        },
+        Body::Topology => respond::structure(replies, id, &topology(node)),
+        Body::Subscribe(subscribe) => {
+            session.mailbox.want_topology(subscribe.topology);
+            respond::ok(replies, id);
+        }
+        Body::Info => respond::structure(replies, id, &info(node, context.now_ms)),
+        Body::Ingest(_) => {
+            refuse(replies, ErrorCode::Unsupported, "this version has no streams");
+        }
+        Body::Unknown { op } => {
+            context.worker.counters.protocol_errors.add(1);
+            let text = format!("this node knows no operation {op}");
+            refuse(replies, ErrorCode::UnknownOperation, &text);
+        }
+        // These are run elsewhere.
+        Body::Hello(_) | Body::Data(_) | Body::Batch { .. } | Body::Scan(_) | Body::Ping => {}
+    }
+}
+
+fn fail(replies: &mut Vec<u8>, id: u32, error: &CacheError) {
+    let code = match error {
+        CacheError::Exists(_) => ErrorCode::CacheExists,
+        CacheError::NoSuchCache(_) => ErrorCode::NoSuchCache,
+        CacheError::Default => ErrorCode::Forbidden,
+        CacheError::TooMany | CacheError::NoMemory { .. } => ErrorCode::LimitReached,
+        CacheError::TooLittle | CacheError::ValueTooLarge { .. } => ErrorCode::BadArgument,
+        CacheError::DefaultFull { .. } => ErrorCode::OutOfMemory,
+        CacheError::Busy => ErrorCode::Busy,
+        CacheError::Store(_) => ErrorCode::Internal,
+    };
+    let retry_after_ms = (code == ErrorCode::Busy).then_some(RETRY_AFTER_MS);
+    let text = error.to_string();
+    respond::failure(replies, id, &Failure { retry_after_ms, ..Failure::refused(code, &text) });
+}
+
+fn describe(cache: &Cache) -> CacheInfo {
+    let stats = cache.store.stats();
+    CacheInfo {
+        spec: cache.settings.spec(),
+        items: stats.items,
+        bytes: stats.item_bytes + stats.index_bytes + stats.heap_bytes,
+        memory: cache.store.memory() as u64,
+        hits: stats.get_hits,
+        misses: stats.get_misses,
+        stores: stats.total_items,
+        deletes: stats.delete_hits,
+        evictions: stats.evictions,
+        expirations: stats.expirations,
+    }
+}
+
+/// A cluster of one: this node owns every partition.
+pub(super) fn topology(node: &Node) -> TopologyView {
+    let address = |address: Option<SocketAddr>| address.map_or(String::new(), |a| a.to_string());
+    let table = node.caches.load();
+    TopologyView {
+        epoch: node.epoch(),
+        cluster_id: node.cluster_id(),
+        hash_id: HASH_ID,
+        partitions: PARTITIONS,
+        nodes: vec![NodeView {
+            id: NODE_ID,
+            name: node.config.name.to_string(),
+            state: match node.shutdown.phase() {
+                Phase::Starting => "joining",
+                Phase::Ready => "ready",
+                Phase::Draining => "draining",
+            }
+            .to_owned(),
+            zone: String::new(),
+            weight: 1.0,
+            native: address(node.endpoints.native),
+            memcached: address(node.endpoints.memcached_tcp()),
+            http: address(node.endpoints.http),
+        }],
+        groups: vec![GroupView {
+            mode: "strong".to_owned(),
+            copies: 1,
+            owners: vec![vec![0]; PARTITIONS as usize],
+        }],
+        caches: table
+            .iter()
+            .map(|cache| CacheView {
+                name: cache.settings.name.as_ref().into(),
+                group: 0,
+                read: cache.settings.read.name().to_owned(),
+            })
+            .collect(),
+    }
+}
+
+fn info(node: &Node, now_ms: u64) -> NodeInfo {
+    let totals = node.totals();
+    let usage = Usage::read();
+    let protocol = |name: &str, protocol, operations| ProtocolInfo {
+        protocol: name.to_owned(),
+        operations,
+        latency_us: latency::quantiles(
+            node.workers.iter().map(|worker| &worker.latencies),
+            protocol,
+        ),
+    };
+    let table = node.caches.load();
+    let mut largest: Vec<KeyInfo> = Vec::new();
+    for cache in table.iter() {
+        let mut sample = cache.largest.lock();
+        largest.extend(sample.sample(&cache.store, now_ms).iter().map(|(key, len)| KeyInfo {
+            cache: cache.settings.name.as_ref().into(),
+            key: key.to_vec(),
+            amount: *len,
+        }));
+    }
+    largest.sort_by_key(|key| std::cmp::Reverse(key.amount));
+    largest.truncate(KEYS_MAX);
+    NodeInfo {
+        name: node.config.name.to_string(),
+        version: env!("BUILD_VERSION").to_owned(),
+        pid: std::process::id(),
+        uptime_ms: node.clock.uptime().as_millis() as u64,
+        threads: u32::try_from(node.workers.len()).unwrap_or(u32::MAX),
+        memory: node.memory() as u64,
+        resident: usage.map_or(0, |usage| usage.resident_bytes),
+        cpu_us: usage.map_or(0, |usage| {
+            ((usage.cpu_user_s + usage.cpu_system_s) * 1_000_000.0).round() as u64
+        }),
+        connections: node.connections.open() as u64,
+        connections_total: totals.total_connections,
+        connections_max: node.config.max_connections.0 as u64,
+        bytes_read: totals.bytes_read,
+        bytes_written: totals.bytes_written,
+        operations: vec![
+            protocol("memcached", Protocol::Memcached, totals.memcached_ops),
+            protocol("native", Protocol::Native, totals.native_ops),
+        ],
+        caches: table.iter().map(|cache| describe(cache)).collect(),
+        hottest: hottest(node, &table),
+        largest,
+    }
+}
+
+fn hottest(node: &Node, table: &Table) -> Vec<KeyInfo> {
+    let sketches: Vec<_> = node.workers.iter().map(|worker| worker.hottest.lock()).collect();
+    let found = hottest::merge(sketches.iter().map(|sketch| &**sketch), KEYS_MAX);
+    drop(sketches);
+    let name = |id| table.iter().find(|cache| cache.id == id).map(|cache| &cache.settings.name);
+    // Keys of dropped caches are still in the sketches for a while.
+    let known = found.into_iter().filter_map(|(cache, key, count)| {
+        let cache = name(cache)?.as_ref().into();
+        Some(KeyInfo { cache, key: key.into_vec(), amount: count * hottest::STRIDE })
+    });
+    known.collect()
+}

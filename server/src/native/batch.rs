@@ -1,0 +1,410 @@
+//! The requests of one read, together: parsed whole, prefetched, executed in order. Why, is told
+//! in `memcached::batch`; here the requests of a batch may be for several caches.
+
+use std::sync::Arc;
+
+use kiln_engine::{Ahead, Store};
+use kiln_protocol::{
+    Parsed,
+    native::{Body, ErrorCode, Failure, FrameError, Items, Request, respond},
+};
+
+use crate::{
+    caches::Table,
+    connection::{Context, Then, WorkerMemory},
+    native::{
+        BATCH_OPS_MAX, admin,
+        item::{self, Answer, Operation},
+        scan,
+        session::{Found, Native},
+    },
+};
+
+/// Requests parsed ahead and prefetched together.
+const AHEAD_MAX: usize = 64;
+
+/// Scratch memory that stays with a worker is not longer than this.
+const KEPT_MAX: usize = 256 * 1024;
+
+/// Memory for one batch at a time: one per worker, used by its connections in turn.
+#[derive(Default)]
+pub(crate) struct BatchMemory {
+    /// Empty between batches; kept for its memory.
+    requests: Vec<Ready<'static, 'static>>,
+    hashes: Vec<u64>,
+    pub(super) scratch: Scratch,
+}
+
+/// Bytes that are needed for as long as one request.
+#[derive(Default)]
+pub(super) struct Scratch {
+    /// Values as they come out of the store or out of compression.
+    pub(super) plain: Vec<u8>,
+    /// Values as they go into compression's other side.
+    pub(super) packed: Vec<u8>,
+    pub(super) page: scan::Page,
+}
+
+impl Scratch {
+    fn shrink(&mut self) {
+        for buffer in [&mut self.plain, &mut self.packed] {
+            buffer.clear();
+            buffer.shrink_to(KEPT_MAX);
+        }
+    }
+}
+
+/// A request that was read.
+enum Ready<'a, 't> {
+    Item {
+        id: u32,
+        operation: Operation<'a, 't>,
+        end: usize,
+    },
+    Batch {
+        id: u32,
+        found: Option<Found<'t>>,
+        items: Items<'a>,
+        end: usize,
+    },
+    Ping {
+        id: u32,
+        end: usize,
+    },
+    /// Anything that is rare. What comes behind it is read after it was executed: it may change
+    /// how that is read.
+    Rare {
+        request: Box<Request<'a>>,
+        end: usize,
+    },
+    /// An answer that is known already.
+    Refused {
+        id: u32,
+        code: ErrorCode,
+        what: &'static str,
+        end: usize,
+    },
+    /// The stream cannot be followed any further.
+    Broken {
+        code: ErrorCode,
+        text: Box<str>,
+    },
+}
+
+impl Ready<'_, '_> {
+    /// The hash of its key, if it has one.
+    #[inline]
+    fn hash(&self) -> u64 {
+        match self {
+            Self::Item { operation, .. } => Store::hash(operation.item.command.key()),
+            _ => 0,
+        }
+    }
+
+    /// Where the request ends in the input of its batch.
+    fn end(&self) -> usize {
+        match self {
+            Self::Item { end, .. }
+            | Self::Batch { end, .. }
+            | Self::Ping { end, .. }
+            | Self::Rare { end, .. }
+            | Self::Refused { end, .. } => *end,
+            Self::Broken { .. } => 0,
+        }
+    }
+}
+
+/// Runs all complete requests in `input`. Returns how many bytes are done with, and what next.
+pub(super) fn run(
+    session: &mut Native,
+    context: &mut Context<'_>,
+    input: &[u8],
+    memory: &mut WorkerMemory,
+) -> (usize, Then) {
+    let WorkerMemory { replies, native, sampler, .. } = memory;
+    let BatchMemory { requests: kept, hashes, scratch } = native;
+    let mut done = 0;
+    loop {
+        // Each time anew: a request of the last pass may have changed the caches.
+        let table = context.node.caches.load();
+        let mut requests: Vec<Ready<'_, '_>> = std::mem::take(kept);
+        let rest = read(session, &table, &input[done..], &mut requests);
+        hashes.clear();
+        hashes.extend(requests.iter().map(Ready::hash));
+        if let Some(place) = sampler.pick(requests.len())
+            && let Some(Ready::Item { operation, .. }) = requests.get(place)
+        {
+            operation.count_key(context.worker, hashes[place]);
+        }
+        let last = requests.len();
+        let mut left = Left::All;
+        let mut operations = 0;
+        let mut ahead: Option<Ahead<'_>> = None;
+        for (number, request) in (1..).zip(&requests) {
+            let after = match request {
+                Ready::Item { id, operation, .. } if session.is_open => {
+                    operations += 1;
+                    let hash = match ahead.as_mut().and_then(Iterator::next) {
+                        Some(hash) => hash,
+                        None => begin_run(&requests, hashes, number - 1, &mut ahead),
+                    };
+                    let answer = Answer::Frame { id: *id };
+                    item::run(session, context, operation, hash, answer, replies, scratch);
+                    After::Next
+                }
+                request => {
+                    let mut rare = RareContext { session, context, table: &table, scratch };
+                    rare.run(request, &mut operations, replies)
+                }
+            };
+            let end = done + request.end();
+            if after == After::Close {
+                left = Left::Nothing;
+                break;
+            }
+            let piled_up = replies.len() + context.output.len() >= context.replies_max;
+            if piled_up && number < last {
+                left = Left::From(end);
+                break;
+            }
+            if number == last {
+                done = end;
+            }
+        }
+        context.worker.counters.native_ops.add(operations);
+        scratch.shrink();
+        *kept = recycle(requests);
+        match left {
+            Left::Nothing => return (input.len(), Then::Close),
+            Left::From(end) => {
+                context.worker.counters.conn_yields.add(1);
+                return (end, Then::Write);
+            }
+            Left::All => {}
+        }
+        if let Some(at_least) = rest {
+            return (done, Then::Read { at_least });
+        }
+        if replies.len() + context.output.len() >= context.replies_max {
+            return (done, Then::Write);
+        }
+    }
+}
+
+/// What of the requests read is still to be run.
+enum Left {
+    All,
+    From(usize),
+    Nothing,
+}
+
+#[derive(PartialEq, Eq)]
+enum After {
+    Next,
+    Close,
+}
+
+/// Reads some requests. Returns how many bytes the next one needs, or `None` when there may be
+/// more in the input.
+fn read<'a, 't>(
+    session: &Native,
+    table: &'t Table,
+    input: &'a [u8],
+    requests: &mut Vec<Ready<'a, 't>>,
+) -> Option<usize> {
+    let mut at = 0;
+    while requests.len() < AHEAD_MAX {
+        let body = match session.frames.next(&input[at..]) {
+            Ok(Parsed::Complete { message, consumed }) => {
+                at += consumed;
+                message
+            }
+            Ok(Parsed::NeedMore { at_least, .. }) => return Some(at_least),
+            Ok(Parsed::ScratchFull) => return None,
+            Err(error) => {
+                requests.push(broken(&error));
+                return None;
+            }
+        };
+        let end = at;
+        match Request::decode(body) {
+            Ok(Request { id, body: Body::Data(data) }) => {
+                let found = session.find(table, data.cache);
+                let operation = Operation { found, item: data.item };
+                requests.push(Ready::Item { id, operation, end });
+            }
+            Ok(Request { id, body: Body::Batch { cache, items } }) => {
+                let found = session.find(table, cache);
+                requests.push(Ready::Batch { id, found, items, end });
+            }
+            Ok(Request { id, body: Body::Ping }) => requests.push(Ready::Ping { id, end }),
+            Ok(request) => {
+                requests.push(Ready::Rare { request: Box::new(request), end });
+                return None;
+            }
+            Err(refused) => match refused.id {
+                Some(id) => {
+                    let (code, what) = (refused.code, refused.what);
+                    requests.push(Ready::Refused { id, code, what, end });
+                }
+                None => {
+                    let text = refused.what.into();
+                    requests.push(Ready::Broken { code: refused.code, text });
+                    return None;
+                }
+            },
+        }
+    }
+    None
+}
+
+fn broken<'a, 't>(error: &FrameError) -> Ready<'a, 't> {
+    let code = match error {
+        FrameError::TooLarge { .. } => ErrorCode::FrameTooLarge,
+        FrameError::Empty => ErrorCode::Malformed,
+    };
+    Ready::Broken { code, text: error.to_string().into() }
+}
+
+/// Begins a run of operations on one cache, at `place`: what they need is asked for ahead of them.
+/// Returns the first one's hash.
+fn begin_run<'h>(
+    requests: &[Ready<'_, 'h>],
+    hashes: &'h [u64],
+    place: usize,
+    ahead: &mut Option<Ahead<'h>>,
+) -> u64 {
+    let cache = |request: &Ready<'_, 'h>| match request {
+        Ready::Item { operation, .. } => operation.found.map(|found| found.cache),
+        _ => None,
+    };
+    *ahead = None;
+    let Some(first) = cache(&requests[place]) else { return hashes[place] };
+    let same = |request: &&Ready<'_, 'h>| cache(request).is_some_and(|one| Arc::ptr_eq(one, first));
+    let len = requests[place..].iter().take_while(same).count();
+    let run = ahead.insert(first.store.ahead(&hashes[place..place + len]));
+    run.next().unwrap_or(hashes[place])
+}
+
+/// The vector's memory, for requests that borrow from another input.
+fn recycle(mut requests: Vec<Ready<'_, '_>>) -> Vec<Ready<'static, 'static>> {
+    requests.clear();
+    // Nothing to convert, and source and target are alike, so the allocation is taken over.
+    requests.into_iter().map(|_| Ready::Ping { id: 0, end: 0 }).collect()
+}
+
+/// What requests that are not on one item need.
+struct RareContext<'a, 'c> {
+    session: &'a mut Native,
+    context: &'a mut Context<'c>,
+    table: &'a Table,
+    scratch: &'a mut Scratch,
+}
+
+impl RareContext<'_, '_> {
+    fn run(
+        &mut self,
+        request: &Ready<'_, '_>,
+        operations: &mut u64,
+        replies: &mut Vec<u8>,
+    ) -> After {
+        match request {
+            Ready::Broken { code, text } => {
+                self.context.worker.counters.protocol_errors.add(1);
+                respond::failure_of_connection(replies, &Failure::refused(*code, text));
+                return After::Close;
+            }
+            Ready::Refused { id, code, what, .. } if self.session.is_open => {
+                self.context.worker.counters.protocol_errors.add(1);
+                respond::failure(replies, *id, &Failure::refused(*code, what));
+            }
+            Ready::Rare { request, .. } => {
+                let id = request.id;
+                if let Body::Hello(hello) = &request.body {
+                    let welcome = self.session.hello(self.context, id, hello, replies);
+                    return if welcome { After::Next } else { After::Close };
+                }
+                if !self.session.is_open {
+                    return self.no_hello(replies);
+                }
+                match &request.body {
+                    Body::Scan(scan) => match self.session.find(self.table, scan.cache) {
+                        Some(found) => {
+                            scan::run(self.context, found.cache, id, scan, replies, self.scratch);
+                        }
+                        None => no_such_cache(replies, id),
+                    },
+                    body => {
+                        admin::run(self.session, self.context, self.table, id, body, replies);
+                    }
+                }
+            }
+            _ if !self.session.is_open => return self.no_hello(replies),
+            Ready::Ping { id, .. } => respond::ok(replies, *id),
+            Ready::Batch { id, found, items, .. } => {
+                *operations += items.len() as u64;
+                self.batch(*id, *found, *items, replies);
+            }
+            Ready::Item { .. } | Ready::Refused { .. } => {}
+        }
+        After::Next
+    }
+
+    fn no_hello(&self, replies: &mut Vec<u8>) -> After {
+        self.context.worker.counters.protocol_errors.add(1);
+        let failure = Failure::refused(ErrorCode::BadHello, "the first request must be hello");
+        respond::failure_of_connection(replies, &failure);
+        After::Close
+    }
+
+    fn batch(
+        &mut self,
+        id: u32,
+        found: Option<Found<'_>>,
+        items: Items<'_>,
+        replies: &mut Vec<u8>,
+    ) {
+        if items.len() > BATCH_OPS_MAX {
+            let text = "a batch has more operations than hello announced";
+            return respond::failure(replies, id, &Failure::refused(ErrorCode::BadArgument, text));
+        }
+        let Some(found) = found else { return no_such_cache(replies, id) };
+        let start = (id != 0).then(|| respond::begin_batch(replies, id, items.len()));
+        let body_start = replies.len();
+        let len_max = self.session.frames.body_len_max;
+        let mut ahead = items;
+        let mut items = items;
+        while items.len() > 0 {
+            let hashes: [u64; AHEAD_MAX] = std::array::from_fn(|_| {
+                ahead.next().map_or(0, |item| Store::hash(item.command.key()))
+            });
+            let count = items.len().min(AHEAD_MAX);
+            for hash in found.cache.store.ahead(&hashes[..count]) {
+                let Some(item) = items.next() else { break };
+                let operation = Operation { found: Some(found), item };
+                let answer = match start {
+                    None => Answer::None,
+                    Some(_) => {
+                        // What the rest needs if all of it is short is set aside.
+                        let used = replies.len() - body_start;
+                        let spared = (items.len() + 1) * item::SHORT_ANSWER_MAX;
+                        Answer::Element { room: len_max.saturating_sub(used + spared) }
+                    }
+                };
+                let Self { session, context, scratch, .. } = self;
+                item::run(session, context, &operation, hash, answer, replies, scratch);
+            }
+        }
+        if let Some(start) = start {
+            kiln_protocol::native::end_frame(replies, start);
+        }
+    }
+}
+
+pub(super) fn no_such_cache(replies: &mut Vec<u8>, id: u32) {
+    respond::failure(replies, id, &Failure::refused(ErrorCode::NoSuchCache, NO_SUCH_CACHE));
+}
+
+/// The text of the error.
+pub(super) const NO_SUCH_CACHE: &str =
+    "there is no such cache, or it was dropped since it was opened";
