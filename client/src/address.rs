@@ -207,10 +207,7 @@ mod tests {
         assert_eq!(parse("a:65536"), port("65536"));
         assert_eq!(parse("a:"), port(""));
         assert_eq!(parse("kiln://me:secret@h"), Err(AddressError::Credentials));
-        assert_eq!(
-            parse("http://h"),
-            Err(AddressError::Scheme { scheme: "http".to_owned() })
-        );
+        assert_eq!(parse("http://h"), Err(AddressError::Scheme { scheme: "http".to_owned() }));
         for name in ["a/b", "-a", "ä", &"n".repeat(65)] {
             let cache = Err(AddressError::Cache { name: name.to_owned() });
             assert_eq!(parse(&format!("h/{name}")), cache);

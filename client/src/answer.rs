@@ -5,7 +5,9 @@
 //! their values are slices of it.
 
 use bytes::Bytes;
-use kiln_protocol::native::{Entries, Extra, Failure, Malformed, Response, Results, Value, inflate};
+use kiln_protocol::native::{
+    Entries, Extra, Failure, Malformed, Response, Results, Value, inflate,
+};
 
 use crate::{Error, Reason, connection::Peer};
 
@@ -74,12 +76,20 @@ pub(crate) enum Answer {
     Done(Bytes),
     Hit(Hit),
     NotFound,
-    Stored { version: u64, old: Option<Box<OldItem>> },
+    Stored {
+        version: u64,
+        old: Option<Box<OldItem>>,
+    },
     NotStored,
     Exists,
-    Deleted { old: Option<Box<OldItem>> },
-    Touched { version: u64 },
-    Number { number: u64, version: u64 },
+    Deleted {
+        old: Option<Box<OldItem>>,
+    },
+    Touched,
+    Number {
+        number: u64,
+        version: u64,
+    },
     /// A batch or a page: the whole body.
     Whole(Bytes),
     Failed(Error),
@@ -124,7 +134,7 @@ impl Answer {
             Response::NotStored => Self::NotStored,
             Response::Exists => Self::Exists,
             Response::Deleted { old } => Self::Deleted { old: old_item(old) },
-            Response::Touched { version } => Self::Touched { version: *version },
+            Response::Touched { .. } => Self::Touched,
             Response::Number { number, version } => {
                 Self::Number { number: *number, version: *version }
             }

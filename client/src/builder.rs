@@ -67,10 +67,7 @@ impl Default for Builder {
             timeout: Duration::from_secs(2),
             connect_timeout: Duration::from_secs(2),
             retry: RetryPolicy::default(),
-            reconnect: Backoff {
-                first: Duration::from_millis(20),
-                most: Duration::from_secs(2),
-            },
+            reconnect: Backoff { first: Duration::from_millis(20), most: Duration::from_secs(2) },
             connections_per_node: None,
             in_flight_max: 1024,
             keepalive: Duration::from_secs(15),

@@ -14,9 +14,10 @@ use kiln_protocol::{
 use crate::{
     Error, Expiry, Item, Operation, RetryPolicy,
     answer::Answer,
-    call::{Call, Reply},
+    call::{Attempts, Call, Reply, ask_done},
+    connection::Deadline,
     core::{CacheState, CallOptions, Core},
-    near::{Found, NearCache},
+    near::{Found, NearCache, Place},
     operations::{Count, Delete, Look, Write, write_mode},
 };
 
@@ -253,11 +254,7 @@ impl Cache {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn increment<'a>(
-        &'a self,
-        key: &'a (impl AsRef<[u8]> + ?Sized),
-        delta: u64,
-    ) -> Count<'a> {
+    pub fn increment<'a>(&'a self, key: &'a (impl AsRef<[u8]> + ?Sized), delta: u64) -> Count<'a> {
         Count::new(self, key.as_ref(), Direction::Increment, delta)
     }
 
@@ -269,11 +266,7 @@ impl Cache {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn decrement<'a>(
-        &'a self,
-        key: &'a (impl AsRef<[u8]> + ?Sized),
-        delta: u64,
-    ) -> Count<'a> {
+    pub fn decrement<'a>(&'a self, key: &'a (impl AsRef<[u8]> + ?Sized), delta: u64) -> Count<'a> {
         Count::new(self, key.as_ref(), Direction::Decrement, delta)
     }
 
@@ -304,7 +297,7 @@ impl Cache {
             })
             .await?;
         match reply.answer {
-            Answer::Touched { .. } => Ok(true),
+            Answer::Touched => Ok(true),
             Answer::NotFound => Ok(false),
             _ => reply.unexpected(),
         }
@@ -321,27 +314,27 @@ impl Cache {
     /// # }
     /// ```
     pub async fn flush(&self) -> Result<(), Error> {
-        let result = self
-            .with_retries(Operation::Administration, false, async |deadline, repeatable| {
+        let mut attempts = Attempts::new(self, Operation::Administration, false);
+        loop {
+            let flushed = self.flush_nodes(attempts.deadline).await;
+            if let Some(near) = &self.state.near {
+                near.invalidate_all();
+            }
+            match flushed {
+                Ok(()) => return attempts.succeeded(()),
                 // Empty is empty.
-                *repeatable = true;
-                for node in self.core.view().nodes() {
-                    let connection = node.connection(deadline, false).await?;
-                    let cache = self.reference(&connection, deadline).await?;
-                    let encode = |out: &mut Vec<u8>, id| encode::flush(out, id, cache);
-                    match connection.submit(deadline, 0, encode).await?.await? {
-                        Answer::Done(_) => {}
-                        Answer::Failed(error) => return Err(error),
-                        _ => return Err(connection.peer.unexpected("an answer to something else")),
-                    }
-                }
-                Ok(())
-            })
-            .await;
-        if let Some(near) = &self.state.near {
-            near.invalidate_all();
+                Err(error) => attempts.failed(error, true).await?,
+            }
         }
-        result
+    }
+
+    async fn flush_nodes(&self, deadline: Deadline) -> Result<(), Error> {
+        for node in self.core.view().nodes() {
+            let connection = node.connection(deadline, false).await?;
+            let cache = self.reference(&connection, deadline).await?;
+            ask_done(&connection, deadline, |out, id| encode::flush(out, id, cache)).await?;
+        }
+        Ok(())
     }
 
     /// A read of a whole item, near or far.
@@ -371,12 +364,22 @@ impl Cache {
                 track,
             })
             .await?;
+        self.taken(key, track, reply)
+    }
+
+    /// The item of a reply, kept near if it was tracked.
+    pub(crate) fn taken(
+        &self,
+        key: &[u8],
+        track: Option<Place>,
+        reply: Reply,
+    ) -> Result<Option<Item>, Error> {
         match reply {
             Reply { answer: Answer::Hit(hit), peer, tracked } => {
-                let item = Item::from_hit(hit, &peer)?;
+                let item = Item::from_hit(hit, &peer).map_err(Error::of_a_read)?;
                 // A stale item is being computed anew: nobody should keep the old one.
                 if let (Some(near), Some(place), Some(tracked), false) =
-                    (near, track, tracked, item.stale)
+                    (&self.state.near, track, tracked, item.stale)
                 {
                     let until = item.ttl.map(|ttl| tracked.asked_at + ttl);
                     near.put(key, place, &item, tracked.stamp, &tracked.freshness, until);
@@ -384,7 +387,7 @@ impl Cache {
                 Ok(Some(item))
             }
             Reply { answer: Answer::NotFound, .. } => Ok(None),
-            reply => reply.unexpected(),
+            reply => reply.unexpected().map_err(Error::of_a_read),
         }
     }
 }

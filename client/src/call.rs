@@ -3,17 +3,14 @@
 //! Dropping a call at any moment is safe for the client: the connection goes on, and an answer
 //! that still comes is thrown away. What the call asked for may be done all the same.
 
-use std::{
-    sync::Arc,
-    time::Instant,
-};
+use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use kiln_protocol::{
     command::Command,
     native::{
         CacheRef, DEFAULT_CACHE, Data, ErrorCode, Item, Op, Value,
-        admin::{Opened, capability},
+        admin::{self, Opened, capability},
         compress, encode,
     },
 };
@@ -22,7 +19,6 @@ use crate::{
     Cache, Error, Operation, Reason,
     answer::Answer,
     connection::{Connection, Deadline, Handle, Peer},
-    core::{self, CallOptions},
     freshness::Freshness,
     near::{NearCache, Place, Stamp},
 };
@@ -55,6 +51,18 @@ pub(crate) struct Tracked {
     pub(crate) asked_at: Instant,
 }
 
+impl Tracked {
+    /// A question is about to be asked.
+    pub(crate) fn begin(near: &NearCache, place: Place, connection: &Connection) -> Self {
+        let freshness = connection.freshness.clone();
+        let asked_at = Instant::now();
+        if freshness.want() || !freshness.holds(asked_at, near.staleness_max()) {
+            connection.wake_driver();
+        }
+        Self { stamp: near.stamp(place), freshness, asked_at }
+    }
+}
+
 impl Reply {
     pub(crate) fn unexpected<T>(&self) -> Result<T, Error> {
         match &self.answer {
@@ -77,56 +85,14 @@ impl Cache {
             _ => None,
         };
         let may_repeat = call.reads || (call.idempotent && self.options.repeat_writes);
-        self.with_retries(call.operation, call.reads, async |deadline, repeatable| {
-            let result = self.attempt(&call, deadline, &mut retry_number).await;
-            // A node that knows the write again does not do it twice.
-            *repeatable = may_repeat || retry_number.is_some();
-            result
-        })
-        .await
-    }
-
-    /// Makes attempts until one succeeds or another makes no sense.
-    pub(crate) async fn with_retries<T>(
-        &self,
-        operation: Operation,
-        reads: bool,
-        mut attempt: impl AsyncFnMut(Deadline, &mut bool) -> Result<T, Error>,
-    ) -> Result<T, Error> {
-        let CallOptions { retry, .. } = self.options;
-        let deadline = self.options.deadline();
-        let metrics = self.core.settings.metrics.as_deref();
-        let begun = metrics.map(|_| Instant::now());
-        let mut attempts = 0;
-        let result = loop {
-            attempts += 1;
-            let mut repeatable = reads;
-            let error = match attempt(deadline, &mut repeatable).await {
-                Ok(done) => break Ok(done),
-                Err(error) if reads => error.of_a_read(),
-                Err(error) => error,
-            };
-            let Some(delay) = retry.next(&error, repeatable, attempts, fastrand::f64()) else {
-                break Err(error);
-            };
-            if Instant::now() + delay >= deadline.at {
-                break Err(error);
+        let mut attempts = Attempts::new(self, call.operation, call.reads);
+        loop {
+            match self.attempt(&call, attempts.deadline, &mut retry_number).await {
+                Ok(reply) => return attempts.succeeded(reply),
+                // A node that knows the write again does not do it twice.
+                Err(error) => attempts.failed(error, may_repeat || retry_number.is_some()).await?,
             }
-            if let Some(metrics) = metrics {
-                metrics.on_retry(operation, &error);
-            }
-            if error.code() == Some(ErrorCode::NotOwner) {
-                // Known at once is better than waited for; and if it fails, another attempt finds
-                // out what there is to find out.
-                let _ = self.core.refresh(deadline).await;
-            } else {
-                tokio::time::sleep(delay).await;
-            }
-        };
-        if let (Some(metrics), Some(begun)) = (metrics, begun) {
-            metrics.on_call(operation, begun.elapsed(), result.as_ref().err());
         }
-        result
     }
 
     async fn attempt(
@@ -178,16 +144,10 @@ impl Cache {
 
         let mut tracked = None;
         if let (Some(place), Some(near)) = (call.track, &self.state.near)
-            // Invalidations name the cache by its handle.
-            && matches!(cache, CacheRef::Handle(_))
-            && peer.can(capability::INVALIDATION)
+            && self.can_track(connection, cache)
         {
             item.want.track = true;
-            let freshness = connection.freshness.clone();
-            if freshness.want() || !freshness.holds(Instant::now(), near.staleness_max()) {
-                connection.wake_driver();
-            }
-            tracked = Some(Tracked { stamp: near.stamp(place), freshness, asked_at: Instant::now() });
+            tracked = Some(Tracked::begin(near, place, connection));
         }
         let encode = |out: &mut Vec<u8>, id| encode::data(out, id, &Data { cache, item });
         let answer = connection.submit(deadline, len, encode).await?.await?;
@@ -221,11 +181,11 @@ impl Cache {
             near.invalidate_all();
         }
         let mut opening = Opening { connection, id, handle: Handle::None };
-        let opened = core::ask::<Opened>(connection, deadline, |out, id| {
+        let opened = ask_structure::<Opened>(connection, deadline, |out, id| {
             encode::named(out, id, Op::OpenCache, &self.state.name);
         });
         match opened.await {
-            Ok((opened, _)) => {
+            Ok(opened) => {
                 opening.handle = Handle::Open(opened.handle);
                 Ok(CacheRef::Handle(opened.handle))
             }
@@ -238,6 +198,12 @@ impl Cache {
         }
     }
 
+    /// Whether reads over this connection can be kept near.
+    pub(crate) fn can_track(&self, connection: &Connection, cache: CacheRef<'_>) -> bool {
+        // Invalidations name the cache by its handle.
+        matches!(cache, CacheRef::Handle(_)) && connection.peer.can(capability::INVALIDATION)
+    }
+
     /// A handle is not good any more. `false` when there was none.
     pub(crate) fn forget_handle(&self, connection: &Connection, cache: CacheRef<'_>) -> bool {
         match (self.state.id, cache) {
@@ -246,6 +212,68 @@ impl Cache {
                 true
             }
             _ => false,
+        }
+    }
+}
+
+/// The attempts of one call: how many there were, and whether there is another.
+///
+/// ```text
+///   loop { match attempt(attempts.deadline).await {
+///       Ok(done) => return attempts.succeeded(done),
+///       Err(error) => attempts.failed(error, repeatable).await?,
+///   } }
+/// ```
+pub(crate) struct Attempts<'a> {
+    cache: &'a Cache,
+    operation: Operation,
+    reads: bool,
+    pub(crate) deadline: Deadline,
+    count: u32,
+    begun: Option<Instant>,
+}
+
+impl<'a> Attempts<'a> {
+    pub(crate) fn new(cache: &'a Cache, operation: Operation, reads: bool) -> Self {
+        let deadline = cache.options.deadline();
+        let begun = cache.core.settings.metrics.is_some().then(Instant::now);
+        Self { cache, operation, reads, deadline, count: 0, begun }
+    }
+
+    /// The call is over.
+    pub(crate) fn succeeded<T>(&self, done: T) -> Result<T, Error> {
+        self.tell(None);
+        Ok(done)
+    }
+
+    /// An attempt failed. Returns when it is time for the next, or the error if there is none.
+    pub(crate) async fn failed(&mut self, error: Error, repeatable: bool) -> Result<(), Error> {
+        self.count += 1;
+        let error = if self.reads { error.of_a_read() } else { error };
+        let retry = self.cache.options.retry;
+        let delay = retry
+            .next(&error, repeatable || self.reads, self.count, fastrand::f64())
+            .filter(|delay| Instant::now() + *delay < self.deadline.at);
+        let Some(delay) = delay else {
+            self.tell(Some(&error));
+            return Err(error);
+        };
+        let core = &self.cache.core;
+        if let Some(metrics) = &core.settings.metrics {
+            metrics.on_retry(self.operation, &error);
+        }
+        if error.code() == Some(ErrorCode::NotOwner) {
+            // If it fails, the next attempt finds out what there is to find out.
+            let _ = core.refresh(self.deadline).await;
+        } else {
+            tokio::time::sleep(delay).await;
+        }
+        Ok(())
+    }
+
+    fn tell(&self, error: Option<&Error>) {
+        if let (Some(metrics), Some(begun)) = (&self.cache.core.settings.metrics, self.begun) {
+            metrics.on_call(self.operation, begun.elapsed(), error);
         }
     }
 }
@@ -333,4 +361,28 @@ pub(crate) async fn ask_whole(
         Answer::Failed(error) => Err(error),
         _ => Err(connection.peer.unexpected("an answer to something else")),
     }
+}
+
+/// What an answer that is neither an item nor a list says: a structure, or nothing.
+pub(crate) async fn ask_done(
+    connection: &Arc<Connection>,
+    deadline: Deadline,
+    encode: impl FnOnce(&mut Vec<u8>, u32),
+) -> Result<Bytes, Error> {
+    match connection.submit(deadline, 0, encode).await?.await? {
+        Answer::Done(structure) => Ok(structure),
+        Answer::Failed(error) => Err(error),
+        _ => Err(connection.peer.unexpected("an answer to something else")),
+    }
+}
+
+/// Asks for a structure.
+pub(crate) async fn ask_structure<T: serde::de::DeserializeOwned>(
+    connection: &Arc<Connection>,
+    deadline: Deadline,
+    encode: impl FnOnce(&mut Vec<u8>, u32),
+) -> Result<T, Error> {
+    let structure = ask_done(connection, deadline, encode).await?;
+    admin::get(&structure)
+        .map_err(|_| connection.peer.unexpected("a structure that cannot be read"))
 }

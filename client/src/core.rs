@@ -19,7 +19,7 @@ use tokio::{runtime::Handle, time::sleep};
 
 use crate::{
     Backoff, Error, Event, Reason,
-    answer::Answer,
+    call::ask_structure,
     connection::{Connection, Deadline, Greeting, Peer, Pushes, Tuning},
     events::Announcer,
     flight::Flights,
@@ -88,9 +88,8 @@ pub(crate) struct Node {
 
 impl Node {
     fn new(address: Arc<str>, settings: &Arc<Settings>, core: &Weak<Core>) -> Self {
-        let links = (0..settings.connections_per_node).map(|index| {
-            Link::new(address.clone(), settings.clone(), core.clone(), index == 0)
-        });
+        let links = (0..settings.connections_per_node)
+            .map(|index| Link::new(address.clone(), settings.clone(), core.clone(), index == 0));
         Self { address: address.clone(), links: links.collect() }
     }
 
@@ -326,7 +325,7 @@ impl Core {
         }
         let begun = Instant::now();
         let connection = self.any_connection(deadline).await?;
-        let (topology, _) = ask::<TopologyView>(&connection, deadline, |out, id| {
+        let topology = ask_structure(&connection, deadline, |out, id| {
             encode::bare(out, id, Op::Topology);
         })
         .await?;
@@ -352,17 +351,18 @@ impl Core {
             nodes.into_iter().find(|node| &*node.address == address).cloned()
         };
         let alone = topology.nodes.len() == 1;
-        let nodes = topology.nodes.iter().map(|node| {
-            // The way that just worked is surely better than the one the node advertises.
-            let itself = alone || node.id == from.welcome.node_id;
-            let address = if itself { &*from.address } else { &*node.native };
-            if address.is_empty() {
-                return None;
-            }
-            Some(known(address).unwrap_or_else(|| {
-                Arc::new(Node::new(address.into(), &self.settings, &self.me))
-            }))
-        });
+        let nodes =
+            topology.nodes.iter().map(|node| {
+                // The way that just worked is surely better than the one the node advertises.
+                let itself = alone || node.id == from.welcome.node_id;
+                let address = if itself { &*from.address } else { &*node.native };
+                if address.is_empty() {
+                    return None;
+                }
+                Some(known(address).unwrap_or_else(|| {
+                    Arc::new(Node::new(address.into(), &self.settings, &self.me))
+                }))
+            });
         let nodes = nodes.collect();
         let cluster_id = topology.cluster_id.clone();
         let next = Arc::new(View { epoch, cluster_id, nodes, router: Router::new(topology) });
@@ -407,22 +407,5 @@ impl Pushes for Weak<Core> {
             }
             Push::Unknown { .. } => {}
         }
-    }
-}
-
-/// Asks for a structure on this connection.
-pub(crate) async fn ask<T: serde::de::DeserializeOwned>(
-    connection: &Arc<Connection>,
-    deadline: Deadline,
-    encode: impl FnOnce(&mut Vec<u8>, u32),
-) -> Result<(T, Arc<Peer>), Error> {
-    let peer = &connection.peer;
-    match connection.submit(deadline, 0, encode).await?.await? {
-        Answer::Done(structure) => match admin::get(&structure) {
-            Ok(structure) => Ok((structure, peer.clone())),
-            Err(_) => Err(peer.unexpected("a structure that cannot be read")),
-        },
-        Answer::Failed(error) => Err(error),
-        _ => Err(peer.unexpected("no answer to the question")),
     }
 }

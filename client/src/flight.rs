@@ -141,11 +141,18 @@ impl Drop for Computation<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::{pin::pin, task::Poll};
-
-    use futures_util::poll;
+    use std::{
+        future::{Future, poll_fn},
+        pin::{Pin, pin},
+        task::Poll,
+    };
 
     use super::*;
+
+    /// Polls once.
+    async fn poll<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
+        poll_fn(|cx| Poll::Ready(Pin::new(&mut *future).poll(cx))).await
+    }
 
     fn error(text: &str) -> SharedError {
         Arc::from(Box::<dyn std::error::Error + Send + Sync>::from(text))
@@ -163,7 +170,7 @@ mod tests {
         let flights = Flights::default();
         let computation = compute(&flights, b"k").await;
         let (mut a, mut b) = (pin!(flights.turn(b"k")), pin!(flights.turn(b"k")));
-        assert!(poll!(&mut a).is_pending() && poll!(&mut b).is_pending());
+        assert!(poll(&mut a).await.is_pending() && poll(&mut b).await.is_pending());
 
         computation.finish(Ok("v".into()));
 
@@ -194,7 +201,7 @@ mod tests {
         let flights = Flights::default();
         let computation = compute(&flights, b"k").await;
         let mut waiting = pin!(flights.turn(b"k"));
-        assert!(poll!(&mut waiting).is_pending());
+        assert!(poll(&mut waiting).await.is_pending());
 
         computation.finish(Err(error("no database")));
 
@@ -209,12 +216,14 @@ mod tests {
         let flights = Flights::default();
         let computation = compute(&flights, b"k").await;
         let (mut a, mut b) = (pin!(flights.turn(b"k")), pin!(flights.turn(b"k")));
-        assert!(poll!(&mut a).is_pending() && poll!(&mut b).is_pending());
+        assert!(poll(&mut a).await.is_pending() && poll(&mut b).await.is_pending());
 
         drop(computation);
 
-        let Poll::Ready(Turn::Compute(second)) = poll!(&mut a) else { panic!("not taken over") };
-        assert!(poll!(&mut b).is_pending());
+        let Poll::Ready(Turn::Compute(second)) = poll(&mut a).await else {
+            panic!("not taken over")
+        };
+        assert!(poll(&mut b).await.is_pending());
         second.finish(Ok("v".into()));
         assert!(matches!(b.await, Turn::Shared(Ok(_))));
     }
@@ -225,12 +234,12 @@ mod tests {
         let computation = compute(&flights, b"k").await;
         let mut a = Box::pin(flights.turn(b"k"));
         let mut b = Box::pin(flights.turn(b"k"));
-        assert!(poll!(&mut a).is_pending() && poll!(&mut b).is_pending());
+        assert!(poll(&mut a).await.is_pending() && poll(&mut b).await.is_pending());
         drop(computation);
 
         drop(a);
 
-        assert!(matches!(poll!(&mut b), Poll::Ready(Turn::Compute(_))));
+        assert!(matches!(poll(&mut b).await, Poll::Ready(Turn::Compute(_))));
         drop(b);
         assert_eq!(flights.len(), 0, "nobody is left, nor is the key");
     }

@@ -124,14 +124,15 @@ impl Link {
 }
 
 impl Task {
-    async fn run(mut self) {
+    async fn run(self) {
+        let mut stop = self.stop.clone();
         // Failures in a row.
         let mut failures = 0;
         loop {
             self.state.send_replace(LinkState::Connecting);
             let connected = select! {
                 connected = self.connect() => connected,
-                _ = self.stop.changed() => return,
+                _ = stop.changed() => return,
             };
             match connected {
                 Ok((connection, driver)) => {
@@ -146,7 +147,7 @@ impl Task {
                     self.state.send_replace(LinkState::Up(connection.clone()));
                     let error = select! {
                         error = driver.run() => error,
-                        _ = self.stop.changed() => return,
+                        _ = stop.changed() => return,
                     };
                     tracing::debug!(address = &*self.address, %error, "connection lost");
                     self.announce(Event::Disconnected { address: self.address.clone(), error });
@@ -179,7 +180,7 @@ impl Task {
             let delay = self.settings.reconnect.delay(failures, fastrand::f64());
             select! {
                 () = sleep(delay) => {}
-                _ = self.stop.changed() => return,
+                _ = stop.changed() => return,
             }
         }
     }

@@ -54,11 +54,7 @@ pub struct NearCacheConfig {
 impl Default for NearCacheConfig {
     /// 10,000 items in 64 MiB, at most 500 ms old.
     fn default() -> Self {
-        Self {
-            items_max: 10_000,
-            bytes_max: 64 << 20,
-            staleness_max: Duration::from_millis(500),
-        }
+        Self { items_max: 10_000, bytes_max: 64 << 20, staleness_max: Duration::from_millis(500) }
     }
 }
 
@@ -118,7 +114,8 @@ pub(crate) enum Found {
 
 impl NearCache {
     pub(crate) fn new(config: NearCacheConfig) -> Self {
-        let items = NonZeroUsize::new(config.items_max.div_ceil(SHARDS)).unwrap_or(NonZeroUsize::MIN);
+        let items =
+            NonZeroUsize::new(config.items_max.div_ceil(SHARDS)).unwrap_or(NonZeroUsize::MIN);
         Self {
             staleness_max: config.staleness_max.max(STALENESS_LEAST),
             bytes_max_of_shard: config.bytes_max / SHARDS,

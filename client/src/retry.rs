@@ -22,8 +22,7 @@ pub struct RetryPolicy {
 impl Default for RetryPolicy {
     /// Four attempts with delays that grow from 5 ms to 250 ms, all within the call's timeout.
     fn default() -> Self {
-        let backoff =
-            Backoff { first: Duration::from_millis(5), most: Duration::from_millis(250) };
+        let backoff = Backoff { first: Duration::from_millis(5), most: Duration::from_millis(250) };
         Self { attempts_max: 4, backoff }
     }
 }

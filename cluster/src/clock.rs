@@ -64,13 +64,7 @@ pub struct HybridClock {
 impl HybridClock {
     /// A clock that has seen nothing yet.
     pub fn new(config: ClockConfig) -> Self {
-        Self {
-            config,
-            local: TravellingClock::default(),
-            last: Version(0),
-            clamped: 0,
-            refused: 0,
-        }
+        Self { config, local: TravellingClock::default(), last: Version(0), clamped: 0, refused: 0 }
     }
 
     /// A new stamp, above every earlier one and every one merged.

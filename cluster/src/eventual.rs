@@ -34,7 +34,7 @@ use crate::context::Asker;
 use crate::effect::{Item, ItemKey};
 use crate::evaluate::{Rules, evaluate};
 use crate::hints::{HintConfig, Hints};
-use crate::ids::{Generation, Member, Mode, Place, Version};
+use crate::ids::{CacheId, Generation, Member, Mode, PartitionId, Place, Version};
 use crate::message::Body;
 use crate::node::{Refusal, Reply, Request};
 use crate::store::Store;
@@ -93,7 +93,7 @@ pub struct EventualConfig {
     pub repair_bytes_per_s: u64,
     /// How often expiry, tombstones and evictions are looked after when nothing is due.
     pub upkeep_ms: u64,
-    /// How long a copy that left the table waits for an owner to fetch from it.
+    /// How long a copy that left the table waits for all owners to fetch from it.
     pub leaving_max_ms: u64,
 }
 
@@ -146,6 +146,8 @@ pub struct Eventual {
     config: EventualConfig,
     shared: Shared,
     replicas: BTreeMap<Place, EventualReplica>,
+    /// The caches of the newest table.
+    caches: BTreeSet<CacheId>,
     wakeups: BTreeSet<(Mono, Place)>,
     wakeup_of: BTreeMap<Place, Mono>,
     hints: Hints,
@@ -165,6 +167,7 @@ impl Eventual {
             hints: Hints::new(config.hints),
             config,
             replicas: BTreeMap::new(),
+            caches: BTreeSet::new(),
             wakeups: BTreeSet::new(),
             wakeup_of: BTreeMap::new(),
             hint_states: BTreeMap::new(),
@@ -211,13 +214,22 @@ impl Eventual {
                 });
                 places.extend(mine.map(|(at, _)| Place {
                     group: *group,
-                    partition: crate::ids::PartitionId(at as u32),
+                    partition: PartitionId(at as u32),
                 }));
             }
         }
+        let caches: BTreeSet<CacheId> =
+            turn.topology.caches.values().map(|cache| cache.id).collect();
+        let dropped = !self.caches.is_subset(&caches);
+        self.caches = caches;
         for place in places {
             let state = turn.topology.partition(place).cloned();
-            self.run(turn, place, true, |replica, cx| replica.on_topology(cx, state.as_ref()));
+            self.run(turn, place, true, |replica, cx| {
+                replica.on_topology(cx, state.as_ref());
+                if dropped {
+                    replica.on_caches_dropped(cx);
+                }
+            });
         }
         let lost: Vec<Place> = self
             .hint_states
@@ -450,7 +462,7 @@ impl Eventual {
         if hint.is_none() && !needs_no_item(&request.operation) {
             return refuse(Refusal::NotReady);
         }
-        if !writes::is_plain_read(&request.operation) && cache.acks != Acks::One {
+        if !request.is_plain_read() && cache.acks != Acks::One {
             return refuse(Refusal::TooFewInSync { have: 0, need: 1 });
         }
         self.follow_clock(turn);

@@ -207,12 +207,8 @@ mod tests {
 
     fn put(key: &'static [u8], version: u64, value: &'static [u8]) -> Record {
         let key = ItemKey { cache: CacheId(0), key: key.into() };
-        let item = Item {
-            value: value.into(),
-            flags: 0,
-            version: Version(version),
-            deadline_ms: None,
-        };
+        let item =
+            Item { value: value.into(), flags: 0, version: Version(version), deadline_ms: None };
         Record { key, content: Content::Item(item) }
     }
 
@@ -240,7 +236,8 @@ mod tests {
         let stale = (record.key.clone(), record.write());
         hints.taken(place(0), &[stale]);
         assert!(!hints.is_empty(), "the newer write was not handed over");
-        let held: Vec<_> = hints.batch(place(0)).iter().map(|r| (r.key.clone(), r.write())).collect();
+        let held: Vec<_> =
+            hints.batch(place(0)).iter().map(|r| (r.key.clone(), r.write())).collect();
         hints.taken(place(0), &held);
         assert!(hints.is_empty());
         assert_eq!(hints.bytes(), 0);

@@ -157,8 +157,7 @@ impl Membership {
     pub fn is_heard(&self, now: Now, member: Member) -> bool {
         member == self.me
             || self.peers.get(&member.node).is_some_and(|peer| {
-                peer.member == member
-                    && now.mono.since_ms(peer.heard) < self.config.suspect_after()
+                peer.member == member && now.mono.since_ms(peer.heard) < self.config.suspect_after()
             })
     }
 
@@ -191,9 +190,7 @@ impl Membership {
         let suspect_after = self.config.suspect_after();
         self.peers
             .values()
-            .filter(move |peer| {
-                peer.said.leads && now.mono.since_ms(peer.heard) < suspect_after
-            })
+            .filter(move |peer| peer.said.leads && now.mono.since_ms(peer.heard) < suspect_after)
             .map(|peer| peer.member.node)
     }
 

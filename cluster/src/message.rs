@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::eventual::EventualMessage;
 use crate::heartbeat::Heartbeat;
-use crate::ids::{ClusterId, Member, Place};
+use crate::ids::{ClusterId, Member, Place, Seq, Term};
 use crate::node::{Reply, Request};
 use crate::rounds::{ConfirmReply, ConfirmRound};
 use crate::strong::StrongMessage;
@@ -53,6 +53,9 @@ pub enum Body {
     Confirm(ConfirmRound),
     /// The answer.
     Confirmed(ConfirmReply),
+    /// Primary to copies, now and then: in these partitions, of these terms, all is confirmed up to
+    /// here. What ended by the clock of this message may be dropped where as much is applied.
+    Settled(Vec<(Place, Term, Seq)>),
     /// Eventual mode, one partition.
     Eventual(Place, EventualMessage),
 }

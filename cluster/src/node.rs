@@ -373,6 +373,13 @@ impl<S: Store> Node<S> {
                         });
                     }
                 }
+                Body::Settled(places) => {
+                    for (place, term, applied) in places {
+                        if let Some(replica) = self.replicas.get_mut(&place) {
+                            replica.on_settled(term, applied, clock_ms);
+                        }
+                    }
+                }
                 Body::Eventual(place, message) => {
                     if place.group.mode == Mode::Eventual {
                         let Self { base, eventual, .. } = self;
@@ -408,7 +415,10 @@ impl<S: Store> Node<S> {
         if foreign || topology.epoch <= self.base.topology.epoch {
             return;
         }
-        self.base.topology = Arc::clone(&topology);
+        let old = std::mem::replace(&mut self.base.topology, Arc::clone(&topology));
+        for spec in old.caches.values().filter(|spec| topology.cache(spec.id).is_none()) {
+            self.base.store.drop_cache(spec.id);
+        }
         self.membership.on_topology(&topology);
         self.controller.on_topology();
         let me = self.base.me;
@@ -451,13 +461,29 @@ impl<S: Store> Node<S> {
         self.give_up_forwarded(now, actions);
         self.lead(now, actions);
         if self.upkeep_at <= now.mono {
-            self.upkeep_at = now.mono.after_ms(UPKEEP_MS);
-            // What is judged ended on one copy must not be missing on another that may still have
-            // to prolong it: the slowest partition decides.
-            let holding = self.replicas.values().filter(|replica| replica.holds());
-            let clock_ms = holding.map(Replica::expired_ms).min();
-            self.base.store.maintain(clock_ms.unwrap_or(0));
+            self.keep_up(now);
         }
+    }
+
+    /// Has the store drop what has ended, and the copies that this node leads do the same.
+    fn keep_up(&mut self, now: Now) {
+        self.upkeep_at = now.mono.after_ms(UPKEEP_MS);
+        let clock_ms = self.base.clock.advance(now);
+        let mut settled: BTreeMap<Member, Vec<(Place, Term, Seq)>> = BTreeMap::new();
+        for (&place, replica) in &mut self.replicas {
+            if let Some((peers, term, applied)) = replica.settled(clock_ms) {
+                for peer in peers {
+                    settled.entry(peer).or_default().push((place, term, applied));
+                }
+            }
+        }
+        for (peer, places) in settled {
+            self.base.outbox.push(peer, Body::Settled(places));
+        }
+        // The store has one clock for all partitions: the slowest decides.
+        let holding = self.replicas.values().filter(|replica| replica.holds());
+        let clock_ms = holding.map(Replica::expired_ms).min();
+        self.base.store.maintain(clock_ms.unwrap_or(0));
     }
 
     /// Beats, and the controller's decisions.

@@ -124,9 +124,10 @@ pub fn place(
     }
     let nodes: Vec<&Candidate<'_>> = usable.into_values().collect();
     let preference = Preference::new(&nodes, partitions);
-    let mut copies = Copies::new(&nodes, partitions, copies.min(nodes.len()), &preference, present.is_empty());
+    let (copies, is_new) = (copies.min(nodes.len()), present.is_empty());
+    let mut copies = Copies::new(&nodes, partitions, copies, &preference, is_new);
     copies.keep(present);
-    copies.fill(!present.is_empty());
+    copies.fill(!is_new);
     // First with what has to find a place anyway, and only then with what lies well.
     copies.only_new = true;
     relieve(&mut copies);
@@ -134,7 +135,7 @@ pub fn place(
     copies.only_new = false;
     lift(&mut copies);
     relieve(&mut copies);
-    let mut primaries = Primaries::new(&nodes, copies, present.is_empty());
+    let mut primaries = Primaries::new(&nodes, copies, is_new);
     primaries.choose(present);
     relieve(&mut primaries);
     lift(&mut primaries);
@@ -467,11 +468,12 @@ impl<'a> Primaries<'a> {
         }
         for partition in without {
             let owners = self.copies.owners(partition);
-            let best = (0..owners.len()).filter(|&slot| owners[slot] != VACANT).min_by_key(|&slot| {
-                let node = usize::from(owners[slot]);
-                let full = self.held[node] >= self.bounds.room[node];
-                (full, self.copies.preference.rank(partition, owners[slot]))
-            });
+            let best =
+                (0..owners.len()).filter(|&slot| owners[slot] != VACANT).min_by_key(|&slot| {
+                    let node = usize::from(owners[slot]);
+                    let full = self.held[node] >= self.bounds.room[node];
+                    (full, self.copies.preference.rank(partition, owners[slot]))
+                });
             if let Some(slot) = best {
                 self.set(partition, slot);
             }

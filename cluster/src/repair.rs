@@ -207,7 +207,9 @@ enum Stage {
         through: Option<Position>,
     },
     /// All is here; only the floors are to be taken over.
-    Over { floors: Vec<Floors> },
+    Over {
+        floors: Vec<Floors>,
+    },
 }
 
 impl Session {

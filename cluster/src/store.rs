@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use crate::effect::{Change, Effect, Item, ItemKey};
-use crate::ids::{CacheId, Place, Version};
+use crate::ids::{CacheId, Mode, Place, Version};
 
 /// What became of applying an effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +27,12 @@ pub enum Cursor {
     /// Behind this key.
     Behind(ItemKey),
     /// At this place of the store's own order.
-    At(u64),
+    At {
+        /// In which cache.
+        cache: CacheId,
+        /// Where in it.
+        position: u64,
+    },
 }
 
 /// Items by partition. Calls are per node: the core never calls it from two places at once.
@@ -56,8 +61,12 @@ pub trait Store {
     /// Drops items of a partition, about `items_max` of them. `true` while there are more.
     fn drop_partition(&mut self, place: Place, items_max: usize) -> bool;
 
-    /// Upkeep in a bounded step. Items whose end had come by `clock_ms` may be dropped.
+    /// Items of strong groups whose end had come by `clock_ms` may be dropped from now on, in
+    /// bounded steps. Items of eventual groups are only dropped by effects.
     fn maintain(&mut self, clock_ms: u64);
+
+    /// Drops all items of a cache. Nothing of it comes back.
+    fn drop_cache(&mut self, cache: CacheId);
 
     /// Bytes that a cache that refuses when full will still take.
     fn room(&self, cache: CacheId) -> usize;
@@ -92,6 +101,18 @@ impl MapStore {
 
     fn cost(key: &ItemKey, value: &Bytes) -> usize {
         key.key.len() + value.len() + ITEM_OVERHEAD_BYTES
+    }
+
+    fn retain(&mut self, keep: impl Fn(Place, &ItemKey, &Item) -> bool) {
+        let mut freed = 0;
+        for (&place, items) in &mut self.partitions {
+            items.retain(|key, item| {
+                let keep = keep(place, key, item);
+                freed += if keep { 0 } else { Self::cost(key, &item.value) };
+                keep
+            });
+        }
+        self.bytes -= freed;
     }
 
     fn remove(&mut self, place: Place, key: &ItemKey) -> Option<Item> {
@@ -167,7 +188,7 @@ impl Store for MapStore {
         use std::ops::Bound::{Excluded, Unbounded};
         let items = self.partitions.get(&place)?;
         let from = match &cursor {
-            Cursor::Start | Cursor::At(_) => Unbounded,
+            Cursor::Start | Cursor::At { .. } => Unbounded,
             Cursor::Behind(key) => Excluded(key),
         };
         let (mut count, mut bytes) = (0, 0);
@@ -197,15 +218,13 @@ impl Store for MapStore {
     }
 
     fn maintain(&mut self, clock_ms: u64) {
-        let mut freed = 0;
-        for items in self.partitions.values_mut() {
-            items.retain(|key, item| {
-                let over = item.is_over(clock_ms);
-                freed += if over { Self::cost(key, &item.value) } else { 0 };
-                !over
-            });
-        }
-        self.bytes -= freed;
+        self.retain(|place, _, item| {
+            place.group.mode == Mode::Eventual || !item.is_over(clock_ms)
+        });
+    }
+
+    fn drop_cache(&mut self, cache: CacheId) {
+        self.retain(|_, key, _| key.cache != cache);
     }
 
     fn room(&self, _cache: CacheId) -> usize {

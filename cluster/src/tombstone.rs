@@ -41,11 +41,7 @@ pub struct TombstoneConfig {
 
 impl Default for TombstoneConfig {
     fn default() -> Self {
-        Self {
-            life_ms: 15 * 60 * 1_000,
-            life_max_ms: 24 * 60 * 60 * 1_000,
-            bytes_max: 64 << 20,
-        }
+        Self { life_ms: 15 * 60 * 1_000, life_max_ms: 24 * 60 * 60 * 1_000, bytes_max: 64 << 20 }
     }
 }
 
@@ -119,7 +115,10 @@ mod tests {
         let first = tombstones.bury(key(b"long-key"), Mono(5));
         let second = tombstones.bury(key(b"k"), Mono(6));
         assert_eq!(tombstones.bytes(), 2 * TOMBSTONE_OVERHEAD_BYTES + 9);
-        assert_eq!(tombstones.oldest().map(|(grave, _, since)| (grave, since)), Some((first, Mono(5))));
+        assert_eq!(
+            tombstones.oldest().map(|(grave, _, since)| (grave, since)),
+            Some((first, Mono(5)))
+        );
         assert_eq!(tombstones.remove(first), Some(key(b"long-key")));
         assert_eq!(tombstones.remove(first), None);
         assert_eq!(tombstones.oldest().map(|(grave, ..)| grave), Some(second));

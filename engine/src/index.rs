@@ -537,7 +537,7 @@ pub(crate) fn prefetch_early(pointer: *const u8) {
 }
 
 /// Lines of an item's head, its key and a small value.
-pub(crate) const ITEM_LINES: usize = 3;
+pub(crate) const ITEM_LINES: usize = 4;
 
 /// Asks for these lines of an item that is about to be read.
 #[inline(always)]

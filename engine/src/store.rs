@@ -18,7 +18,7 @@ use crate::ahead::Ahead;
 use crate::flush::FlushTimer;
 use crate::heap::{CHUNK_LEN, Heap, Slot};
 use crate::index::Lookup;
-use crate::item::{Head, INLINE_LEN_MAX, KEY_LEN_MAX, VALUE_LEN_MAX};
+use crate::item::{INLINE_LEN_MAX, KEY_LEN_MAX, Plain, VALUE_LEN_MAX};
 use crate::ops::{
     ArithmeticOptions, ArithmeticOutcome, DeleteOptions, DeleteOutcome, Expiry, GetOptions,
     ItemInfo, Stats, TouchOutcome, WriteMode, WriteOptions, WriteOutcome,
@@ -159,6 +159,24 @@ struct Inner {
     start_ms: u64,
     flush_timer: FlushTimer,
     flushes: AtomicU64,
+}
+
+/// An item found under the lock: with it while the value is inline, pinned otherwise.
+struct LockedHit<'a> {
+    info: ItemInfo,
+    slot: Slot,
+    shard: Option<Locked<'a>>,
+    pinned: Option<PinnedValue>,
+}
+
+impl LockedHit<'_> {
+    fn value(&mut self) -> Value<'_> {
+        match (self.pinned.take(), &self.shard) {
+            (Some(pinned), _) => Value::Large(pinned),
+            (None, Some(shard)) => Value::Inline(shard.items.tail(self.slot)),
+            (None, None) => Value::Inline(&[]),
+        }
+    }
 }
 
 impl Inner {
@@ -396,40 +414,49 @@ impl Store {
         if key.is_empty() || key.len() > KEY_LEN_MAX {
             return None;
         }
-        if options.is_plain() {
-            let mut buffer = CopyBuffer::new();
-            match self.view(hash).find(hash, key, &mut buffer) {
-                Lookup::Found(item)
-                    if item.deadline > now.ms
-                        && (options.no_bump || self.is_noted(item.head, now)) =>
-                {
-                    self.inner.tally.hit();
-                    return Some(read(&item.info(now.s), Value::Inline(item.value)));
-                }
-                Lookup::Absent => {
-                    self.inner.tally.miss();
-                    return None;
-                }
-                _ => {}
+        let mut buffer = CopyBuffer::new();
+        match self.find_unlocked(key, hash, options, now, &mut buffer) {
+            Lookup::Found(item) => Some(read(&item.info(now.s), Value::Inline(item.value))),
+            Lookup::Absent => None,
+            Lookup::Involved => {
+                let mut hit = self.get_locked(key, hash, options, now)?;
+                let info = hit.info;
+                Some(read(&info, hit.value()))
             }
         }
-        let mut read = Some(read);
-        let mut outcome = None;
-        self.get_locked(key, hash, options, now, &mut |info, value| {
-            outcome = read.take().map(|read| read(info, value));
-        });
-        outcome
     }
 
-    /// Whether a use of the item with this head leaves it as it is.
+    /// Reads an item without the lock, if that changes nothing but counters.
     #[inline(always)]
-    fn is_noted(&self, head: Head, now: Now) -> bool {
-        let bits = head.bits();
-        self.inner.settled_bits >> bits & 1 != 0 && head.is_noted(now.s, bits)
+    fn find_unlocked<'b>(
+        &self,
+        key: &[u8],
+        hash: u64,
+        options: &GetOptions,
+        now: Now,
+        buffer: &'b mut CopyBuffer,
+    ) -> Lookup<'b> {
+        if !options.is_plain() {
+            return Lookup::Involved;
+        }
+        let found = self.view(hash).find(hash, key, buffer);
+        match &found {
+            Lookup::Found(Plain { head, deadline, .. }) => {
+                let bits = head.bits();
+                let noted = options.no_bump
+                    || self.inner.settled_bits >> bits & 1 != 0 && head.is_noted(now.s, bits);
+                if *deadline <= now.ms || !noted {
+                    return Lookup::Involved;
+                }
+                self.inner.tally.hit();
+            }
+            Lookup::Absent => self.inner.tally.miss(),
+            Lookup::Involved => {}
+        }
+        found
     }
 
     /// Reads an item under the lock: for reads that change it, and when a writer is at the shard.
-    /// Calls `read` once, or not at all.
     #[inline(never)]
     fn get_locked(
         &self,
@@ -437,28 +464,31 @@ impl Store {
         hash: u64,
         options: &GetOptions,
         now: Now,
-        read: &mut dyn FnMut(&ItemInfo, Value<'_>),
-    ) {
+    ) -> Option<LockedHit<'_>> {
         let mut shard = self.shard(hash);
         if options.is_plain() {
             match shard.find_plain(hash, key, now) {
                 Lookup::Found(item) => {
-                    let head = item.head;
-                    read(&item.info(now.s), Value::Inline(item.value));
-                    return shard.note_plain_hit(head, hash, options.no_bump, now);
+                    let (head, info) = (item.head, item.info(now.s));
+                    shard.note_plain_hit(head, hash, options.no_bump, now);
+                    let slot = head.slot();
+                    return Some(LockedHit { info, slot, shard: Some(shard), pinned: None });
                 }
-                Lookup::Absent => return shard.note_plain_miss(),
+                Lookup::Absent => {
+                    shard.note_plain_miss();
+                    return None;
+                }
                 Lookup::Involved => {}
             }
         }
         let mut found = None;
         let shard = self.get_involved(shard, key, hash, options, now, &mut found);
-        let Some((slot, info)) = found else { return };
+        let (slot, info) = found?;
         if info.value_len <= INLINE_LEN_MAX {
-            return read(&info, Value::Inline(shard.items.tail(slot)));
+            return Some(LockedHit { info, slot, shard: Some(shard), pinned: None });
         }
         drop(shard);
-        read(&info, Value::Large(self.pinned(hash, slot)));
+        Some(LockedHit { info, slot, shard: None, pinned: Some(self.pinned(hash, slot)) })
     }
 
     /// Finds an item for a read that may change it, and pins it when it is large. Returns the
@@ -962,6 +992,7 @@ pub struct PinnedValue {
 impl PinnedValue {
     /// The value's bytes, in order, in pieces of at most 16 KiB.
     #[must_use]
+    #[inline(never)]
     pub fn slices(&self) -> Vec<&[u8]> {
         let shard = self.inner.lock(self.shard);
         let items = &shard.items;
@@ -982,6 +1013,8 @@ impl PinnedValue {
 }
 
 impl Drop for PinnedValue {
+    // Not inlined: every reader of a value has it on its way, few ever come by.
+    #[inline(never)]
     fn drop(&mut self) {
         self.inner.lock(self.shard).unpin(self.slot);
     }

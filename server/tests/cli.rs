@@ -148,7 +148,10 @@ fn ends_and_flags_are_kept_and_shown() {
     let item = cluster.json(&["get", "k", "-o", "json"]);
     let ttl_ms = item["ttl_ms"].as_u64().unwrap();
     assert!((3_500_000..=3_600_000).contains(&ttl_ms), "{item}");
-    assert_eq!((&item["flags"], &item["key"], &item["value"]), (&7.into(), &"k".into(), &"v".into()));
+    assert_eq!(
+        (&item["flags"], &item["key"], &item["value"]),
+        (&7.into(), &"k".into(), &"v".into())
+    );
     cluster.ok(&["touch", "k", "--ttl", "never"]);
     assert_eq!(cluster.json(&["get", "k", "-o", "json"]).get("ttl_ms"), None);
     cluster.fails(1, &["touch", "missing", "--ttl", "1s"]);
@@ -360,9 +363,8 @@ fn credentials_are_asked_for_and_a_password_that_others_may_read_is_refused() {
     let (good, open) = (file("good", "secret\n", 0o600), file("open", "secret\n", 0o644));
     let wrong = file("wrong", "guess\n", 0o600);
     let cluster = Cluster::start(&["--auth-file", &users]);
-    let asked = |file: &str| {
-        cluster.run(&["set", "k", "v", "--user", "ada", "--password-file", file])
-    };
+    let asked =
+        |file: &str| cluster.run(&["set", "k", "v", "--user", "ada", "--password-file", file]);
 
     let error = cluster.fails(4, &["set", "k", "v"]);
     assert!(error.contains("--password-file"), "{error}");
@@ -392,8 +394,22 @@ fn bench_measures_each_protocol_and_finds_the_process_by_itself() {
     {
         let address = cluster.node.field(listener);
         let report = cluster.json(&[
-            "bench", "--protocol", protocol, "--address", address, "-n", "20000", "-c", "4", "-P",
-            "8", "-k", "1000", "--preload", "--verify", "--json",
+            "bench",
+            "--protocol",
+            protocol,
+            "--address",
+            address,
+            "-n",
+            "20000",
+            "-c",
+            "4",
+            "-P",
+            "8",
+            "-k",
+            "1000",
+            "--preload",
+            "--verify",
+            "--json",
         ]);
         assert_eq!(report["operations"], 20_000, "{protocol}");
         assert_eq!(report["hit_percent"], 100.0, "{protocol}");
@@ -419,8 +435,22 @@ fn bench_compares_protocols_and_an_echo_in_turns() {
         cluster.node.field("native")
     );
     let compared = cluster.json(&[
-        "bench", "--compare", &sides, "--echo", "--rounds", "3", "-n", "30000", "-c", "4", "-P", "8",
-        "-k", "1000", "--preload", "--json",
+        "bench",
+        "--compare",
+        &sides,
+        "--echo",
+        "--rounds",
+        "3",
+        "-n",
+        "30000",
+        "-c",
+        "4",
+        "-P",
+        "8",
+        "-k",
+        "1000",
+        "--preload",
+        "--json",
     ]);
     let sides = compared["contestants"].as_array().unwrap();
     let names: Vec<_> = sides.iter().map(|side| side["name"].as_str().unwrap()).collect();
@@ -475,8 +505,11 @@ fn members_of_json_output_stay_as_scripts_know_them() {
     assert_eq!(members(&stored), "key version");
     let item = cluster.json(&["get", "k", "-o", "json"]);
     assert_eq!(members(&item), "flags key ttl_ms value version");
-    assert_eq!(members(&cluster.json(&["incr", "n", "--initial", "1", "-o", "json"])), "key number version");
-    assert_eq!(members(&cluster.json(&["touch", "k", "--ttl", "1s", "-o", "json"])), "key version");
+    assert_eq!(
+        members(&cluster.json(&["incr", "n", "--initial", "1", "-o", "json"])),
+        "key number version"
+    );
+    assert_eq!(members(&cluster.json(&["touch", "k", "--ttl", "1s", "-o", "json"])), "key touched");
     let deleted = cluster.json(&["del", "k", "-o", "json"]);
     assert_eq!(deleted, json!({"deleted": ["k"], "missing": []}));
     let cache = cluster.json(&["cache", "show", "default", "-o", "json"]);
@@ -532,7 +565,11 @@ fn habits_from_memcached_are_answered_with_what_it_is_called_here() {
     ] {
         let finished = run(arguments);
         assert_eq!(finished.code, Some(2), "{arguments:?}");
-        assert!(finished.err.contains("memcached") && finished.err.contains(hint), "{}", finished.err);
+        assert!(
+            finished.err.contains("memcached") && finished.err.contains(hint),
+            "{}",
+            finished.err
+        );
     }
     assert!(run(&["gte", "k"]).err.contains("get"), "a misspelt command is corrected");
 }

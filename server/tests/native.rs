@@ -121,7 +121,10 @@ fn a_node_with_users_lets_only_them_in() {
     let mut client = Native::silent(&node);
     client.hello(&with("ann", "se cret"));
     assert!(client.set("k", "v").version() > 0);
-    assert_eq!(node.metric("kiln_commands_total{command=\"authenticate\",result=\"refused\"}"), 4.0);
+    assert_eq!(
+        node.metric("kiln_commands_total{command=\"authenticate\",result=\"refused\"}"),
+        4.0
+    );
 }
 
 // ---- operations on items -------------------------------------------------------------------
@@ -148,14 +151,12 @@ fn an_item_is_written_read_and_removed() {
 fn each_manner_of_writing_keeps_its_condition() {
     let node = Node::start(&[]);
     let mut client = Native::connect(&node);
-    let mut write = |mode, value: &str| match client
-        .run(store(mode, b"k", value.as_bytes()))
-        .response()
-    {
-        Response::Stored { .. } => true,
-        Response::NotStored => false,
-        other => panic!("{other:?}"),
-    };
+    let mut write =
+        |mode, value: &str| match client.run(store(mode, b"k", value.as_bytes())).response() {
+            Response::Stored { .. } => true,
+            Response::NotStored => false,
+            other => panic!("{other:?}"),
+        };
     assert!(!write(StoreMode::Replace, "0"));
     assert!(!write(StoreMode::Append, "0"));
     assert!(write(StoreMode::Add, "b"));
@@ -168,9 +169,8 @@ fn each_manner_of_writing_keeps_its_condition() {
 fn a_compared_version_decides_over_writes_deletes_and_numbers() {
     let node = Node::start(&[]);
     let mut client = Native::connect(&node);
-    let compared = |compare| {
-        Command::Store(Store { compare: Some(compare), ..Store::set(b"k", b"new") })
-    };
+    let compared =
+        |compare| Command::Store(Store { compare: Some(compare), ..Store::set(b"k", b"new") });
     assert_eq!(client.run(compared(1)).response(), Response::NotFound);
     let version = client.set("k", "1").version();
     assert_eq!(client.run(compared(version + 1)).response(), Response::Exists);
@@ -274,9 +274,9 @@ fn old_values_handed_back_under_contention_form_one_history() {
     let mut seen: Vec<(u64, Option<u64>)> = thread::scope(|scope| {
         let writers: Vec<_> = (0..4)
             .map(|writer| {
-                let node = &node;
+                let address = node.address("native");
                 scope.spawn(move || {
-                    let mut client = Native::connect(node);
+                    let mut client = Native::connect_at(address);
                     let mut seen = Vec::new();
                     while seen.len() < 300 {
                         let value = format!("{writer}:{}", seen.len());
@@ -661,7 +661,7 @@ fn a_request_that_cannot_be_read_is_answered_and_the_connection_goes_on() {
         (b"\x92\x01\x07", "malformed"),
         (b"\x94\x01\x07\x00\x2a", "malformed"),
         (b"\x93\x01\x07\x00", "malformed"),
-        (b"\x93\x20\x07\x05", "malformed"),
+        (b"\x93\x20\x07\x05", "bad-argument"),
         (b"\x93\x20\x07\x80", "bad-argument"),
         (b"\x94\x01\x07\x00\xc4\x00", "malformed"),
     ] {
@@ -711,8 +711,7 @@ fn a_stream_that_cannot_be_followed_ends_with_a_reason() {
 fn what_this_version_does_not_have_is_refused_by_name() {
     let node = Node::start(&["--disable-flush"]);
     let mut client = Native::connect(&node);
-    let ingest =
-        client.call(|out, id| encode::ingest(out, id, "s", None, std::iter::empty()));
+    let ingest = client.call(|out, id| encode::ingest(out, id, "s", None, std::iter::empty()));
     assert_eq!(ingest.error(), "unsupported");
     let flush = client.call(|out, id| encode::flush(out, id, CacheRef::Handle(0)));
     assert_eq!(flush.error(), "forbidden");

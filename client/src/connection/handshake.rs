@@ -67,8 +67,9 @@ pub(crate) async fn greet(
         let missing = match frames.next(&frame) {
             Ok(Parsed::Complete { message, .. }) => {
                 break match Response::decode(message) {
-                    Ok((HELLO_ID, Response::Ok(structure))) => admin::get(structure)
-                        .map_err(|_| wrong("a welcome that cannot be read"))?,
+                    Ok((HELLO_ID, Response::Ok(structure))) => {
+                        admin::get(structure).map_err(|_| wrong("a welcome that cannot be read"))?
+                    }
                     Ok((HELLO_ID | 0, Response::Error(failure))) => {
                         return Err(Reason::Refused {
                             address: address.clone(),
@@ -80,7 +81,7 @@ pub(crate) async fn greet(
                 };
             }
             Ok(Parsed::NeedMore { at_least, .. }) => at_least - frame.len(),
-            Err(_) => return Err(wrong("something else than a welcome: is this the native port?")),
+            _ => return Err(wrong("something else than a welcome: is this the native port?")),
         };
         let mut more = (&mut transport.reader).take(missing as u64);
         if more.read_buf(&mut frame).await.map_err(lost)? == 0 {
@@ -95,8 +96,6 @@ pub(crate) async fn greet(
         return Err(wrong("a welcome with an unknown hash of keys"));
     }
     let announced = usize::try_from(welcome.limits.frame_max).unwrap_or(usize::MAX);
-    let frame_len_max = announced
-        .saturating_add(FRAME_OVERHEAD_MAX)
-        .min(greeting.frame_len_max);
+    let frame_len_max = announced.saturating_add(FRAME_OVERHEAD_MAX).min(greeting.frame_len_max);
     Ok(Peer { address: address.clone(), welcome, frame_len_max })
 }

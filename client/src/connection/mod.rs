@@ -310,8 +310,7 @@ impl Connection {
         let sent = state.out_offset + state.written as u64;
         let reason = Arc::new(self.disconnected(error));
         state.slots.fail_all(&mut wakers, |offset| {
-            let effect =
-                if offset >= sent { Effect::NotApplied } else { Effect::Indeterminate };
+            let effect = if offset >= sent { Effect::NotApplied } else { Effect::Indeterminate };
             Error::new(effect, reason.clone())
         });
         state.out = Vec::new();

@@ -202,7 +202,9 @@ impl Slots {
 
     /// Whether a ping was not answered in time.
     pub(super) fn ping_expired(&self) -> bool {
-        self.slots.iter().any(|slot| slot.used && slot.expired && matches!(slot.waiter, Waiter::Ping(_)))
+        self.slots
+            .iter()
+            .any(|slot| slot.used && slot.expired && matches!(slot.waiter, Waiter::Ping(_)))
     }
 
     /// Whether a ping is under way.

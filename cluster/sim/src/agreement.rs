@@ -15,8 +15,8 @@ use crate::queue::Time;
 #[derive(Debug)]
 pub struct Agreement {
     topology: Arc<Topology>,
-    /// The node that leads now.
-    pub leader: Option<NodeId>,
+    /// The node that leads now, and in which of its lives.
+    pub leader: Option<(NodeId, u64)>,
     /// Nothing commits before this.
     pub out_until: Time,
     /// Commands committed.

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use kiln_cluster::effect::{ItemKey, Outcome};
+use kiln_cluster::effect::{Item, ItemKey, Outcome};
 use kiln_cluster::ids::{Member, Mode, NodeId, Place as Partition, Token, Version};
 use kiln_cluster::node::Reply;
 use kiln_cluster::topology::{Applied, NodeState, Topology};
 
+use crate::clock::WALL_START_MS;
 use crate::faults::CHECK_EVERY;
 use crate::history::{Call, Ending};
 use crate::judge::convergence::{self, Copy};
@@ -104,12 +105,14 @@ impl World<'_> {
             let held = process.node.held(&call.key);
             let holds = held.as_ref().is_some_and(|held| held.version >= version) || may_be_gone;
             holders += usize::from(holds);
-            let older =
-                held.as_ref().is_some_and(|held| held.version < version && held.item.is_some());
+            let older = held.as_ref().is_some_and(|held| {
+                held.version < version && self.is_surely_visible(held.item.as_ref())
+            });
             let absent = held.is_none_or(|held| held.version < version);
             if state.in_sync.contains(&process.member) && (older || (absent && !may_be_gone)) {
+                let held = process.node.held(&call.key).map(|held| (held.version, held.item));
                 let finding = format!(
-                    "{who} acknowledged version {version} of call {id}, {} does not hold it",
+                    "{who} acknowledged version {version} of call {id}, {} holds {held:?}",
                     process.member
                 );
                 return Err(Violation::new(
@@ -129,6 +132,12 @@ impl World<'_> {
         Ok(())
     }
 
+    /// Whether an item is there and no clock can be beyond its end: what ended may lie about.
+    fn is_surely_visible(&self, item: Option<&Item>) -> bool {
+        let latest_ms = WALL_START_MS + self.now / MS + self.rules.clock_error_ms;
+        item.is_some_and(|item| item.deadline_ms.is_none_or(|deadline| deadline > latest_ms))
+    }
+
     /// The table changed.
     pub(crate) fn judge_commit(&mut self, before: &Arc<Topology>, applied: &Applied) {
         let topology = Arc::clone(self.agreement.topology());
@@ -140,17 +149,29 @@ impl World<'_> {
             let verdict = self.primaries.on_committed(place, state.term, state.version);
             self.take(verdict);
             let old = before.partition(place);
-            let survivor = old.and_then(|old| {
-                old.in_sync.iter().find(|&&member| self.process_of(member).is_some()).copied()
-            });
-            if let Some(survivor) = survivor
-                && old.is_some_and(|old| old.generation != state.generation)
-            {
-                let finding = format!("declared lost while {survivor} lives and was in sync");
-                self.break_promise(Violation::new("a loss is proved", place, finding));
+            if old.is_some_and(|old| old.generation != state.generation) {
+                let survivor = old.and_then(|old| {
+                    old.in_sync.iter().find(|&&member| self.process_of(member).is_some()).copied()
+                });
+                self.note_loss(place, survivor);
             }
         }
-        self.note_losses();
+    }
+
+    /// The table says that the data of a partition are lost: is it true?
+    fn note_loss(&mut self, place: Partition, survivor: Option<Member>) {
+        if let Some(survivor) = survivor {
+            let finding = format!("declared lost while {survivor} lives and was in sync");
+            self.break_promise(Violation::new("a loss is proved", place, finding));
+        }
+        self.stats.losses += 1;
+        self.losses.push(Loss { place, from: self.now, until: Time::MAX });
+        let topology = Arc::clone(self.agreement.topology());
+        let group = self.plan.cache.group();
+        self.order.on_lost(place, self.now, |key| Partition {
+            group,
+            partition: topology.partition_of(&key.key),
+        });
     }
 
     /// A process died.
@@ -167,31 +188,6 @@ impl World<'_> {
             let best: BTreeMap<ItemKey, Option<Version>> =
                 keys.into_iter().map(|key| (key.clone(), best(&key))).collect();
             self.eventual.on_deaths(|key| best.get(key).copied().flatten());
-        }
-        self.note_losses();
-    }
-
-    /// Partitions all of whose committed copies are dead now: their data may be lost.
-    pub(crate) fn note_losses(&mut self) {
-        if self.mode() == Mode::Eventual {
-            return;
-        }
-        let topology = Arc::clone(self.agreement.topology());
-        for (place, state) in topology.places() {
-            let held = state.in_sync.iter().any(|&member| self.process_of(member).is_some());
-            let open = self.losses.iter().any(|l| l.place == place && l.until == Time::MAX);
-            if state.in_sync.is_empty() || held || open {
-                continue;
-            }
-            self.stats.losses += 1;
-            self.trace.say(self.now, || format!("all copies of {place} are gone"));
-            self.losses.push(Loss { place, from: self.now, until: Time::MAX });
-            let partitions = topology.clone();
-            let group = self.plan.cache.group();
-            self.order.on_lost(place, self.now, |key| Partition {
-                group,
-                partition: partitions.partition_of(&key.key),
-            });
         }
     }
 
@@ -215,7 +211,9 @@ impl World<'_> {
             for &member in &state.in_sync {
                 let Some(process) = self.process_of(member) else { continue };
                 let held = process.node.held(key);
-                let version = held.filter(|held| held.item.is_some()).map(|held| held.version);
+                let version = held
+                    .filter(|held| self.is_surely_visible(held.item.as_ref()))
+                    .map(|held| held.version);
                 self.order.on_copy(key, &member.to_string(), version, self.now, &self.rules)?;
                 audited += 1;
             }
@@ -313,9 +311,8 @@ impl World<'_> {
             let clock_ms = self.machines[&member.node].clock.wall_ms(self.now);
             // Items near their end may be gone here and not yet there.
             let margin = 2 * self.rules.clock_error_ms + 1;
-            let lives = |item: &kiln_cluster::effect::Item| {
-                item.deadline_ms.is_none_or(|deadline| deadline > clock_ms + margin)
-            };
+            let lives =
+                |item: &Item| item.deadline_ms.is_none_or(|deadline| deadline > clock_ms + margin);
             let items = process
                 .node
                 .copy_of(place)
@@ -374,7 +371,12 @@ impl World<'_> {
                     self.stats.keys_checked += 1;
                     self.stats.keys_undecided += u64::from(finding == linear::Finding::Undecided);
                 }
-                Err(violation) => verdict = Err(violation),
+                Err(violation) => {
+                    for call in calls {
+                        self.trace.say(call.called, || format!("history: {call:?}"));
+                    }
+                    verdict = Err(violation);
+                }
             }
         }
         self.take(verdict);

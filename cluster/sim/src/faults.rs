@@ -263,7 +263,6 @@ impl World<'_> {
             machine.process = None;
             self.stats.left += 1;
         }
-        self.note_losses();
     }
 
     fn span(&mut self) -> Time {

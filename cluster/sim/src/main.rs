@@ -49,6 +49,9 @@ enum Command {
         /// On which profile.
         #[arg(long)]
         profile: String,
+        /// Lines of the log, about the subject of the violation and of all; all of them with 0.
+        #[arg(long, default_value_t = 200)]
+        lines: usize,
         /// Leave out a guard (feature `mutants`).
         #[arg(long)]
         mutant: Option<String>,
@@ -70,7 +73,9 @@ fn main() -> ExitCode {
         Command::Run { seeds, from, mode, keep_going, mutant } => {
             run(seeds, from, &mode, keep_going, mutant.as_deref())
         }
-        Command::Replay { seed, profile, mutant } => again(seed, &profile, mutant.as_deref()),
+        Command::Replay { seed, profile, lines, mutant } => {
+            again(seed, &profile, lines, mutant.as_deref())
+        }
         Command::Mutants => mutants(),
         Command::Sweep { nodes_max } => {
             print!("{}", kiln_sim::sweep::tables(nodes_max));
@@ -108,10 +113,11 @@ fn run(seeds: u64, from: u64, mode: &str, keep_going: bool, mutant: Option<&str>
     if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn again(seed: u64, profile: &str, mutant: Option<&str>) -> ExitCode {
+fn again(seed: u64, profile: &str, lines: usize, mutant: Option<&str>) -> ExitCode {
     let Some(profile) = Profile::named(profile) else { return no_such_profile(profile) };
     let Some(options) = options(mutant) else { return ExitCode::FAILURE };
-    let result = replay(profile, seed, options);
+    let lines = if lines == 0 { usize::MAX } else { lines };
+    let result = replay(profile, seed, options, lines);
     print!("{}", result.log);
     println!("{}", result.stats);
     println!("trace hash {:016x}", result.trace_hash);

@@ -69,6 +69,10 @@ impl Store for SimStore {
         each!(mut self, store => store.maintain(clock_ms));
     }
 
+    fn drop_cache(&mut self, cache: CacheId) {
+        each!(mut self, store => store.drop_cache(cache));
+    }
+
     fn room(&self, cache: CacheId) -> usize {
         each!(self, store => store.room(cache))
     }

@@ -30,7 +30,7 @@ pub struct RunResult {
     pub stats: Stats,
     /// The broken promise.
     pub violation: Option<Violation>,
-    /// The excerpt of the event log, if one was kept and a promise was broken.
+    /// The excerpt of the event log, if one was kept.
     pub log: String,
 }
 
@@ -41,13 +41,17 @@ const REPLAY_LINES: usize = 400_000;
 
 /// Runs a seed.
 pub fn run_seed(profile: &Profile, seed: u64, options: Options) -> RunResult {
+    run_with_log(profile, seed, options, 0)
+}
+
+fn run_with_log(profile: &Profile, seed: u64, options: Options, excerpt: usize) -> RunResult {
     let mut world = World::new(profile, seed, options);
     world.run();
-    let log = world
-        .violation()
-        .filter(|_| options.lines_max > 0)
-        .map(|violation| world.trace.excerpt(&violation.subject, EXCERPT_LINES))
-        .unwrap_or_default();
+    let subject = world.violation().map(|violation| violation.subject.clone());
+    let log = match options.lines_max {
+        0 => String::new(),
+        _ => world.trace.excerpt(&subject.unwrap_or_default(), excerpt),
+    };
     RunResult {
         trace_hash: world.trace.hash(),
         stats: world.stats,
@@ -56,14 +60,14 @@ pub fn run_seed(profile: &Profile, seed: u64, options: Options) -> RunResult {
     }
 }
 
-/// Runs a seed again, with an event log.
-pub fn replay(profile: &Profile, seed: u64, options: Options) -> RunResult {
-    run_seed(profile, seed, Options { lines_max: REPLAY_LINES, ..options })
+/// Runs a seed again, with an event log of so many lines.
+pub fn replay(profile: &Profile, seed: u64, options: Options, excerpt: usize) -> RunResult {
+    run_with_log(profile, seed, Options { lines_max: REPLAY_LINES, ..options }, excerpt)
 }
 
 /// What a person needs when a seed failed: the promise, the one command, the log.
 pub fn report(profile: &Profile, seed: u64, options: Options, violation: &Violation) -> String {
-    let again = replay(profile, seed, options);
+    let again = replay(profile, seed, options, EXCERPT_LINES);
     format!(
         "VIOLATION {violation}\n\
          replay: cargo run --release -p kiln-sim{} -- replay {seed} --profile {}{}\n{}",

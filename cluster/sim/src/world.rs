@@ -11,7 +11,7 @@ use kiln_cluster::config::NodeConfig;
 use kiln_cluster::effect::ItemKey;
 use kiln_cluster::heartbeat::{LocalFacts, Readiness};
 use kiln_cluster::ids::{ClusterId, Incarnation, Member, NodeId, Place as Partition, Token};
-use kiln_cluster::message::Message;
+use kiln_cluster::message::{Body, Message};
 use kiln_cluster::node::{Action, Event as NodeEvent, Node, Reply, Report};
 use kiln_cluster::time::{Mono, Now};
 use kiln_cluster::topology::{NodeProfile, Topology, TopologyCommand};
@@ -244,7 +244,9 @@ impl<'p> World<'p> {
                 if let Some(message) =
                     self.unless_paused(to, message, |to, message| Event::Deliver { to, message })
                 {
-                    self.trace.say(self.now, || describe(to, &message));
+                    if says_something(&message) {
+                        self.trace.say(self.now, || describe(to, &message));
+                    }
                     self.drive(to, NodeEvent::Message(*message));
                 }
             }
@@ -264,7 +266,9 @@ impl<'p> World<'p> {
                 }
             }
             Event::Lead { node, life, leading } => {
-                if self.process(node).is_some_and(|process| process.life == life)
+                let leads = self.agreement.leader == Some((node, life));
+                if leads == leading
+                    && self.process(node).is_some_and(|process| process.life == life)
                     && let Some(leading) = self.unless_paused(node, leading, |node, leading| {
                         Event::Lead { node, life, leading }
                     })
@@ -402,7 +406,10 @@ impl<'p> World<'p> {
         }
         match arrivals.first {
             Some(at) => self.queue.push(at, Event::Deliver { to, message: Box::new(message) }),
-            None => self.trace.say(self.now, || format!("lost: {}", describe(to, &message))),
+            None if says_something(&message) => {
+                self.trace.say(self.now, || format!("lost: {}", describe(to, &message)));
+            }
+            None => {}
         }
     }
 
@@ -445,7 +452,10 @@ impl<'p> World<'p> {
                 && !self.network.is_cut(place, Place::Agreement, self.now)
                 && !self.network.is_cut(Place::Agreement, place, self.now)
         };
-        if self.now < self.agreement.out_until || self.agreement.leader.is_some_and(fit) {
+        let leads = |(node, life): (NodeId, u64)| {
+            fit(node) && self.process(node).is_some_and(|process| process.life == life)
+        };
+        if self.now < self.agreement.out_until || self.agreement.leader.is_some_and(leads) {
             return;
         }
         let candidates: Vec<NodeId> = self.machines.keys().copied().filter(|&id| fit(id)).collect();
@@ -458,13 +468,15 @@ impl<'p> World<'p> {
 
     /// Moves the lead of the controller group. The old leader learns of it later, or never.
     pub(crate) fn make_leader(&mut self, leader: NodeId) {
-        let old = self.agreement.leader.replace(leader);
+        let Some(life) = self.process(leader).map(|process| process.life) else { return };
+        let old = self.agreement.leader.replace((leader, life));
         self.stats.elections += 1;
-        for (node, leading) in old.map(|old| (old, false)).into_iter().chain([(leader, true)]) {
-            let Some(life) = self.process(node).map(|process| process.life) else { continue };
-            let delay = self.births.below(if leading { 50 } else { 2_000 } * MS);
-            self.queue.push(self.now + delay, Event::Lead { node, life, leading });
+        if let Some((node, life)) = old {
+            let delay = self.births.below(2 * SECOND);
+            self.queue.push(self.now + delay, Event::Lead { node, life, leading: false });
         }
+        let delay = self.births.below(50 * MS);
+        self.queue.push(self.now + delay, Event::Lead { node: leader, life, leading: true });
     }
 
     fn on_wake(&mut self, id: NodeId, life: u64, at: Time) {
@@ -583,6 +595,11 @@ impl<'p> World<'p> {
 
 fn reading(clock: &Clock, at: Time) -> Now {
     Now { mono: Mono(clock.mono(at)), wall_ms: clock.wall_ms(at) }
+}
+
+/// Whether a message is worth a line: heartbeats would hide the rest.
+fn says_something(message: &Message) -> bool {
+    message.bodies.iter().any(|body| !matches!(body, Body::Heartbeat(_)))
 }
 
 fn describe(to: NodeId, message: &Message) -> String {

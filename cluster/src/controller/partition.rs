@@ -141,8 +141,7 @@ impl Steps {
         if let Some(member) = given_up {
             return Some(Need::Urgent(TopologyCommand::RemoveLearner { place, version, member }));
         }
-        let is_there =
-            |node: NodeId| state.members().any(|member| member.node == node);
+        let is_there = |node: NodeId| state.members().any(|member| member.node == node);
         let missing = state
             .target
             .iter()

@@ -54,7 +54,7 @@ impl Targets {
         }
         for (group, states) in &view.topology.groups {
             let is_new = states.iter().all(|state| state.target.is_empty());
-            if !self.decided.get(group).is_some_and(|decision| decision.shape == shape) {
+            if self.decided.get(group).is_none_or(|decision| decision.shape != shape) {
                 if !is_new && !is_settled {
                     continue;
                 }
@@ -113,11 +113,8 @@ fn changes(
         })
         .collect();
     let is_new = states.iter().all(|state| state.target.is_empty());
-    let present: Vec<Vec<NodeId>> = if is_new {
-        Vec::new()
-    } else {
-        states.iter().map(|state| state.target.clone()).collect()
-    };
+    let present: Vec<Vec<NodeId>> =
+        if is_new { Vec::new() } else { states.iter().map(|state| state.target.clone()).collect() };
     let partitions = u32::try_from(states.len()).ok()?;
     let placed = place(&candidates, partitions, usize::from(group.copies), &present).ok()?;
     let changed = (0..)

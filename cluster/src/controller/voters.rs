@@ -40,9 +40,8 @@ pub fn choose_voters(candidates: &[VoterCandidate<'_>], present: &[NodeId]) -> V
     };
     let mut chosen: Vec<NodeId> = Vec::with_capacity(count);
     while chosen.len() < count {
-        let in_zone = |zone: &str| {
-            chosen.iter().filter(|voter| candidates[*voter].zone == zone).count()
-        };
+        let in_zone =
+            |zone: &str| chosen.iter().filter(|voter| candidates[*voter].zone == zone).count();
         let next = candidates
             .values()
             .filter(|candidate| !chosen.contains(&candidate.node))

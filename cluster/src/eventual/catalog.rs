@@ -318,7 +318,10 @@ mod tests {
         let mut catalog = Catalog::default();
         catalog.put_dead(&key(b"k"), Class::Keep, delete(500), Mono(0));
         assert!(!catalog.sink(&key(b"k"), Class::Keep, Version(100), Mono(9)));
-        assert_eq!(catalog.tombstones(Class::Keep).oldest().map(|(.., since)| since), Some(Mono(9)));
+        assert_eq!(
+            catalog.tombstones(Class::Keep).oldest().map(|(.., since)| since),
+            Some(Mono(9))
+        );
         assert_eq!(catalog.floors(&key(b"k")), Floors::default());
         assert_eq!(catalog.judge(&key(b"k"), Class::Keep, value(400)), Verdict::Older);
     }

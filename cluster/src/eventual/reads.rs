@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::context::Asker;
+use crate::effect::Outcome;
 use crate::ids::Member;
 use crate::node::{Refusal, Reply, Request};
 use crate::time::Mono;
@@ -16,7 +17,7 @@ use crate::topology::{CacheSpec, ReadMode};
 
 use super::context::Context;
 use super::message::{Content, Found, Record, Say};
-use super::replica::EventualReplica;
+use super::replica::{EventualReplica, Merged};
 
 struct Pending {
     asker: Asker,
@@ -25,6 +26,8 @@ struct Pending {
     answered: BTreeSet<Member>,
     /// Owners that had something older than the asker, or nothing.
     behind: BTreeSet<Member>,
+    /// The newest that there was no room for here: the reader shall see it all the same.
+    unmerged: Option<Record>,
     deadline: Mono,
     resend: Mono,
 }
@@ -92,6 +95,7 @@ impl EventualReplica {
             waiting: self.owners.iter().copied().collect(),
             answered: BTreeSet::new(),
             behind: BTreeSet::new(),
+            unmerged: None,
             deadline: now.after_ms(cx.config.request_timeout_ms),
             resend: now.after_ms(cx.config.resend_ms),
         };
@@ -135,7 +139,14 @@ impl EventualReplica {
             }
             // The key asked for, whatever the answer names.
             Found::Newer(record) if record.key == key => {
-                self.merge(cx, &record);
+                let newest =
+                    read.unmerged.as_ref().is_none_or(|best| best.write() < record.write());
+                if self.merge(cx, &record) == Merged::Full
+                    && newest
+                    && let Some(read) = self.reads.pending.get_mut(&id)
+                {
+                    read.unmerged = Some(record);
+                }
             }
             Found::Newer(_) => {}
         }
@@ -149,7 +160,14 @@ impl EventualReplica {
             return;
         }
         let Some(read) = self.reads.remove(id) else { return };
-        let reply = self.read_here(cx, &read.request);
+        let here = self.catalog.get(&read.request.key).map(|entry| entry.write);
+        let unmerged = read.unmerged.as_ref().filter(|record| Some(record.write()) > here);
+        let clock_ms = cx.clock_ms();
+        let reply = match unmerged.map(|record| record.item().filter(|i| !i.is_over(clock_ms))) {
+            Some(Some(item)) => Reply::Done(Outcome::Hit(item.clone())),
+            Some(None) => Reply::Done(Outcome::NotFound),
+            None => self.read_here(cx, &read.request),
+        };
         self.repair_read(cx, &read);
         cx.reply(read.asker, reply);
     }

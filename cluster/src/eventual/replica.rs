@@ -7,7 +7,7 @@
 //! ```text
 //!   learner --fetched everything from an owner--> owner --no longer in the table--> leaving
 //!                                                                                      |
-//!                                  an owner fetched everything from it, or too long --> gone
+//!                                  all owners fetched everything from it, or too long --> gone
 //! ```
 //!
 //! What always holds: the catalog and the store agree on which items are live, but for items that
@@ -15,6 +15,8 @@
 //! not know.
 
 use std::collections::BTreeSet;
+
+use bytes::Bytes;
 
 use crate::context::Asker;
 use crate::digest::Class;
@@ -33,7 +35,7 @@ use super::message::{Content, EventualMessage, Found, Record, Say};
 use super::reads::Reads;
 use super::sync::Sync;
 use super::window::Window;
-use super::writes::{Writes, is_plain_read};
+use super::writes::Writes;
 
 /// Entries touched by one turn of upkeep.
 const UPKEEP_STEPS: usize = 256;
@@ -65,7 +67,9 @@ pub enum Merged {
     Had,
     /// It is at or below the floor: dead.
     Dead,
-    /// It could not be taken now.
+    /// There is no room for it now.
+    Full,
+    /// It must not be taken: its stamp is impossible, or it does not belong here.
     Refused,
 }
 
@@ -124,6 +128,9 @@ impl EventualReplica {
 
     /// A new table: the state of this partition in it, if it is still there.
     pub fn on_topology(&mut self, cx: &mut Context<'_>, state: Option<&PartitionState>) {
+        if state == Some(&self.state) {
+            return;
+        }
         let others = |members: &[Member]| -> Vec<Member> {
             members.iter().copied().filter(|member| *member != cx.me).collect()
         };
@@ -159,10 +166,14 @@ impl EventualReplica {
         if self.role != Role::Owner {
             self.refuse_waiting(cx);
         }
-        self.sweep = Some(None);
-        self.upkeep_at = cx.now.mono;
         self.sync.on_members(cx, self.place, &self.owners, self.role);
         self.settle_writes(cx);
+    }
+
+    /// Caches were dropped: so are their items, in steps.
+    pub fn on_caches_dropped(&mut self, cx: &mut Context<'_>) {
+        self.sweep = Some(None);
+        self.upkeep_soon(cx);
     }
 
     /// The generation of what this copy holds.
@@ -210,7 +221,7 @@ impl EventualReplica {
         if cache.on_loss == OnLoss::Block && generation > self.state.loss_acknowledged {
             return cx.reply(asker, Reply::NotApplied(Refusal::Blocked(generation)));
         }
-        if is_plain_read(&request.operation) {
+        if request.is_plain_read() {
             self.read(cx, asker, request, &cache);
         } else {
             self.write(cx, asker, request, &cache);
@@ -253,8 +264,8 @@ impl EventualReplica {
     pub(super) fn merge(&mut self, cx: &mut Context<'_>, record: &Record) -> Merged {
         let key = &record.key;
         let write = record.write();
-        let known = cx.cache(key).is_some()
-            && cx.topology.partition_of(&key.key) == self.place.partition;
+        let known =
+            cx.cache(key).is_some() && cx.topology.partition_of(&key.key) == self.place.partition;
         if !known || self.role == Role::Gone || !cx.admits(write.version) {
             cx.shared.stats.refused += 1;
             return Merged::Refused;
@@ -273,7 +284,7 @@ impl EventualReplica {
         }
         if !self.apply(cx, key, &record.content) {
             cx.shared.stats.refused += 1;
-            return Merged::Refused;
+            return Merged::Full;
         }
         cx.shared.stats.merged += 1;
         Merged::Taken
@@ -329,16 +340,18 @@ impl EventualReplica {
         }
     }
 
-    /// The store has dropped the key's item to make room.
+    /// The store no longer has the key's item: it made room, or judged by its clock that the item
+    /// is over.
     pub(super) fn forget(&mut self, cx: &mut Context<'_>, key: &ItemKey) {
-        let Some(entry) = self.catalog.get(key).copied().filter(super::catalog::Entry::is_live)
-        else {
-            return;
-        };
+        let Some(entry) = self.catalog.get(key).copied() else { return };
+        let State::Live { deadline_ms } = entry.state else { return };
         let class = cx.class(key);
+        if class == Class::Keep && deadline_ms.is_some() {
+            return self.bury(cx, key, class, entry.write);
+        }
         if class == Class::Keep || !self.complete {
-            // A cache that keeps never comes here; if its store errs all the same, repair brings the
-            // item back. And a copy that is being filled cannot claim to know anything.
+            // A cache that keeps drops nothing else; if its store errs all the same, repair brings
+            // the item back. And a copy that is being filled cannot claim to know anything.
             self.catalog.erase(key);
             return;
         }
@@ -378,7 +391,8 @@ impl EventualReplica {
             && let Some(entry) = self.catalog.get(key).copied().filter(|entry| entry.is_live())
         {
             self.catalog.put_dead(key, class, entry.write, cx.now.mono);
-            self.parked.insert(key.clone());
+            let own = Bytes::copy_from_slice(&key.key);
+            self.parked.insert(ItemKey { cache: key.cache, key: own });
             return false;
         }
         self.parked.remove(key);
@@ -466,7 +480,7 @@ impl EventualReplica {
                     cx.send(*owner, self.place, message);
                 }
             }
-            if merged != Merged::Refused {
+            if !matches!(merged, Merged::Refused | Merged::Full) {
                 taken.push((record.key.clone(), record.write()));
             }
         }
@@ -516,9 +530,10 @@ impl EventualReplica {
             return cx.now.mono;
         }
         let clock_ms = cx.clock_ms();
-        let end = self.catalog.next_end_ms().map_or(Mono::MAX, |end_ms| {
-            cx.now.mono.after_ms(end_ms.saturating_sub(clock_ms))
-        });
+        let end = self
+            .catalog
+            .next_end_ms()
+            .map_or(Mono::MAX, |end_ms| cx.now.mono.after_ms(end_ms.saturating_sub(clock_ms)));
         self.upkeep_at.min(end)
     }
 
@@ -550,7 +565,9 @@ impl EventualReplica {
         }
         self.upkeep_again |= self.catalog.next_over(clock_ms).is_some();
         if let Role::Leaving { since } = self.role {
-            let fetched = self.owners.iter().any(|owner| self.sync.fetched_since(*owner, since));
+            // All of them: one that has it may die before the others have it from there.
+            let fetched = !self.owners.is_empty()
+                && self.owners.iter().all(|owner| self.sync.fetched_since(*owner, since));
             let too_long = cx.now.mono.since_ms(since) >= cx.config.leaving_max_ms;
             if fetched || too_long {
                 self.role = Role::Gone;
@@ -611,9 +628,10 @@ impl EventualReplica {
         let fits = |replica: &Self| {
             replica.catalog.tombstones(class).bytes() + needed <= cx.tombstone_bytes_max
         };
-        fits(self) || (self.drop_ripe_tombstone(cx, class) && {
-            self.catalog.tombstones(class).bytes() + needed <= cx.tombstone_bytes_max
-        })
+        fits(self)
+            || (self.drop_ripe_tombstone(cx, class) && {
+                self.catalog.tombstones(class).bytes() + needed <= cx.tombstone_bytes_max
+            })
     }
 
     /// One step of the walk that drops what belongs to caches that are no more.

@@ -3,12 +3,13 @@
 //! - An owner fetches from every other owner: at an interval, and soon after a sign that they differ
 //!   (a write not confirmed, a peer that was silent and speaks again, a nudge).
 //! - A learner fetches from the owners, and asks to become one when it has everything.
-//! - One who leaves nudges the owners until one of them has fetched everything from it.
+//! - One who leaves nudges the owners until all of them have fetched everything from it.
 //!
 //! One session at a time per partition, a bounded number per node; a peer that does not answer is
 //! tried again at growing intervals, up to a bound that keeps a heal within seconds.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use crate::digest::BUCKETS;
 use crate::ids::{Member, Place};
@@ -114,16 +115,15 @@ impl Sync {
     /// A member asks to be fetched from.
     pub fn on_nudge(&mut self, cx: &Context<'_>, from: Member) {
         let leavers = self.peers.values().filter(|peer| peer.leaves).count();
-        if !self.peers.contains_key(&from) {
-            if leavers >= LEAVERS_MAX {
-                return;
+        match self.peers.entry(from) {
+            Entry::Occupied(mut peer) => {
+                let peer = peer.get_mut();
+                peer.next_pull = peer.next_pull.min(cx.now.mono);
             }
-            let mut peer = Peer::new(cx.now.mono, false);
-            peer.leaves = true;
-            self.peers.insert(from, peer);
-        }
-        if let Some(peer) = self.peers.get_mut(&from) {
-            peer.next_pull = peer.next_pull.min(cx.now.mono);
+            Entry::Vacant(place) if leavers < LEAVERS_MAX => {
+                place.insert(Peer { leaves: true, ..Peer::new(cx.now.mono, false) });
+            }
+            Entry::Vacant(_) => {}
         }
     }
 
@@ -202,8 +202,11 @@ impl EventualReplica {
     fn nudge(&mut self, cx: &mut Context<'_>) {
         if cx.now.mono >= self.sync.nudge_at {
             self.sync.nudge_at = cx.now.mono.after_ms(cx.config.retry_ms);
+            let Role::Leaving { since } = self.role else { return };
             for owner in &self.owners {
-                cx.send(*owner, self.place, Say::Nudge);
+                if !self.sync.fetched_since(*owner, since) {
+                    cx.send(*owner, self.place, Say::Nudge);
+                }
             }
         }
     }
@@ -300,7 +303,8 @@ impl EventualReplica {
                     }
                 }
                 (Pull::Done, _) => {
-                    if let Some((_, since)) = peer.giving.take_if(|(giving, _)| *giving == session) {
+                    if let Some((_, since)) = peer.giving.take_if(|(giving, _)| *giving == session)
+                    {
                         peer.given = Some(since);
                         self.upkeep_soon(cx);
                     }
@@ -314,13 +318,7 @@ impl EventualReplica {
     }
 
     /// A peer answered a step.
-    pub(super) fn on_given(
-        &mut self,
-        cx: &mut Context<'_>,
-        from: Member,
-        id: u64,
-        answer: Given,
-    ) {
+    pub(super) fn on_given(&mut self, cx: &mut Context<'_>, from: Member, id: u64, answer: Given) {
         let Some(session) = &mut self.sync.session else { return };
         if session.peer != from || session.id != id {
             return;

@@ -57,7 +57,8 @@ impl Window {
     /// What became of a request.
     pub fn lookup(&self, id: RequestId) -> Lookup<'_> {
         let Some(client) = self.clients.get(&id.client) else { return Lookup::New };
-        if let Some((_, answered)) = client.answers.iter().find(|(counter, _)| *counter == id.counter)
+        if let Some((_, answered)) =
+            client.answers.iter().find(|(counter, _)| *counter == id.counter)
         {
             return Lookup::Answered(answered);
         }

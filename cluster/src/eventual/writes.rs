@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::context::Asker;
-use crate::effect::{Change, Item, Operation, Outcome};
+use crate::effect::{Change, Item, Outcome};
 use crate::evaluate::{Rules, evaluate};
 use crate::ids::{Member, RequestId, Version};
 use crate::node::{Refusal, Reply, Request};
@@ -71,14 +71,9 @@ impl Writes {
         self.due.first().map_or(Mono::MAX, |(due, _)| *due)
     }
 
-    /// Writes under way.
-    pub fn len(&self) -> usize {
+    /// How many are under way.
+    fn count(&self) -> usize {
         self.pending.len()
-    }
-
-    /// Whether none is under way.
-    pub fn is_empty(&self) -> bool {
-        self.pending.is_empty()
     }
 
     /// Gives all up; returns who waits.
@@ -118,7 +113,7 @@ impl EventualReplica {
                 }
             }
         }
-        if self.writes.len() >= cx.config.pending_writes_max {
+        if self.writes.count() >= cx.config.pending_writes_max {
             return cx.reply(asker, Reply::NotApplied(Refusal::Busy));
         }
         let key = &request.key;
@@ -230,7 +225,7 @@ impl EventualReplica {
         let (Some(entry), true) = (latest, acks != Acks::One) else {
             return cx.reply(asker, Reply::Done(answered.outcome));
         };
-        if self.writes.len() >= cx.config.pending_writes_max {
+        if self.writes.count() >= cx.config.pending_writes_max {
             return cx.reply(asker, Reply::Indeterminate);
         }
         let content = match self.current(cx, &answered.key, false) {
@@ -320,11 +315,6 @@ impl Pending {
     fn deadline_begin(&self, timeout_ms: u64) -> Mono {
         Mono(self.deadline.0.saturating_sub(timeout_ms.saturating_mul(1_000_000)))
     }
-}
-
-/// Whether an operation only reads.
-pub(super) fn is_plain_read(operation: &Operation) -> bool {
-    matches!(operation, Operation::Get { touch: None })
 }
 
 /// Turns a change into what copies get: the whole item under a version of its own. A touch is a

@@ -682,8 +682,8 @@ fn versions_rise_over_failovers_and_losses() {
     world.fail_over(2, &[]);
     world.run_ms(20);
     write(&mut world, 2);
-    world.fail_over(2, &[1]);
-    world.run_ms(20);
+    let (member, version) = (world.member(1), world.state().version);
+    world.commit(Command::Shrink { place: PLACE, version, member });
     write(&mut world, 2);
     world.start(node(2), 1 << 20);
     world.assign(&[2]);
@@ -865,4 +865,47 @@ fn the_same_events_give_the_same_actions() {
         (world.sent, world.reports, world.topology)
     };
     assert_eq!(run(), run());
+}
+
+#[test]
+fn what_ended_is_dropped_on_every_copy_without_further_writes() {
+    let mut world = World::new(2, spec());
+    world.assign(&[1, 2]);
+    world.done(1, "k", set_for("v", Ttl::After(100)));
+    world.done(1, "stays", set("v"));
+    world.run_ms(3_000);
+    for at in [1, 2] {
+        assert_eq!(world.nodes[&node(at)].copy_of(PLACE).len(), 1, "node {at}");
+    }
+}
+
+#[test]
+fn an_item_that_is_prolonged_in_time_is_not_dropped_by_a_copy_whose_clock_is_ahead() {
+    let mut world = World::new(2, spec());
+    world.assign(&[1, 2]);
+    world.done(1, "k", set_for("v", Ttl::After(5_000)));
+    world.wall_ms.insert(node(2), 2_000_000);
+    world.agrees = false;
+    world.keep = Some(Box::new(|from, _, _| from == node(2)));
+    world.run_ms(40);
+    let touch = world.ask(1, "k", Operation::Touch { ttl: Ttl::Never });
+    world.run_ms(1_900);
+    world.release();
+    world.run_ms(1_500);
+    assert!(matches!(world.reply(touch), Some(Reply::Done(Outcome::Touched(_)))));
+    assert_eq!(world.held(2, "k").map(|item| item.deadline_ms), Some(None));
+}
+
+#[test]
+fn a_dropped_cache_leaves_no_items_behind() {
+    let mut world = World::new(2, spec());
+    world.assign(&[1, 2]);
+    world.done(1, "k", set("v"));
+    world.commit(Command::DropCache { name: "default".into() });
+    world.run_ms(50);
+    for at in [1, 2] {
+        assert_eq!(world.nodes[&node(at)].copy_of(PLACE).len(), 0, "node {at}");
+    }
+    let write = world.ask(1, "k", set("v"));
+    assert_eq!(world.reply(write), Some(&Reply::NotApplied(Refusal::NoSuchCache)));
 }

@@ -80,34 +80,42 @@ pub(super) fn relieve(board: &mut impl Board) {
 }
 
 /// In the order in which partitions like the receiver best: first from nodes above their cap, which
-/// must give anyway, then from those above their share.
+/// must give anyway, then from those above their share. Of the holders of one partition the fullest
+/// gives, by what it holds at that moment.
 fn lift_directly(board: &mut impl Board, to: u16) {
     let mut moves = Vec::new();
     board.moves_into(to, &mut |of| moves.push(of));
-    moves.sort_by_cached_key(|&of| {
-        let fullness = board.holder(of).map_or(0.0, |from| {
-            let from = usize::from(from);
-            f64::from(board.held()[from]) / board.bounds().share[from].max(1e-9)
-        });
-        (board.rank(of), of.partition, (-fullness * 1e6) as i64)
-    });
+    moves.sort_by_cached_key(|&of| (board.rank(of), of.partition));
+    let node = usize::from(to);
     for only_overfull in [true, false] {
-        for &of in &moves {
-            let node = usize::from(to);
+        for of_partition in moves.chunk_by(|one, other| one.partition == other.partition) {
             if f64::from(board.held()[node] + 1) > board.bounds().share[node] {
                 return;
             }
-            let Some(from) = board.holder(of).map(usize::from) else { continue };
-            let gives = if only_overfull {
-                board.held()[from] > board.bounds().cap[from]
-            } else {
-                spare(board, from)
+            let gives = |of: &Move| {
+                let from = board.holder(*of)?;
+                let is_full = if only_overfull {
+                    is_overfull(board, from)
+                } else {
+                    spare(board, usize::from(from))
+                };
+                (is_full && board.may(*of)).then(|| (fullness(board, from), *of))
             };
-            if gives && board.may(of) {
+            let fullest = of_partition
+                .iter()
+                .filter_map(gives)
+                .max_by(|one, other| one.0.total_cmp(&other.0));
+            if let Some((_, of)) = fullest {
                 board.apply(of);
             }
         }
     }
+}
+
+/// What a node holds, relative to what it should.
+fn fullness(board: &impl Board, node: u16) -> f64 {
+    let node = usize::from(node);
+    f64::from(board.held()[node]) / board.bounds().share[node].max(f64::MIN_POSITIVE)
 }
 
 fn spare(board: &impl Board, node: usize) -> bool {

@@ -154,7 +154,8 @@ impl Replica {
         }
         let held = cx.store.read(self.place, &key, false, 0);
         let newer = held.is_some_and(|held| held.version >= item.version);
-        if newer && !mutant!(cx.config, ChunkOverwrites) {
+        let newer = newer && !mutant!(cx.config, ChunkOverwrites);
+        if newer || self.is_dropped(cx, key.cache) {
             return;
         }
         let may_evict = self.may_evict(cx, key.cache);

@@ -356,11 +356,11 @@ impl Replica {
     pub(super) fn refresh_peers<S: Store>(&mut self, cx: &mut Context<'_, S>) {
         let Some(primary) = &mut self.primary else { return };
         let state = &self.state;
-        // A proposal decided on an older version can no longer be committed.
+        // A proposal decided on an older version can no longer be committed: whoever is not in sync
+        // by now will not be by that proposal.
         primary.promoting.retain(|member, promotion| {
-            !state.in_sync.contains(member)
-                && (state.learners.contains(member)
-                    || promotion.proposed.is_some_and(|version| version >= state.version))
+            promotion.proposed = promotion.proposed.filter(|version| *version >= state.version);
+            state.learners.contains(member) && !state.in_sync.contains(member)
         });
         let promoting = &primary.promoting;
         let place = self.place;
@@ -482,7 +482,13 @@ impl Replica {
 
     /// Whether the cache lets copies drop items by themselves.
     pub(super) fn may_evict<S>(&self, cx: &Context<'_, S>, cache: CacheId) -> bool {
-        cx.topology.cache(cache).is_none_or(|spec| spec.eviction == Eviction::Evict)
+        // One that is not known here yet may be one that keeps.
+        cx.topology.cache(cache).is_some_and(|spec| spec.eviction == Eviction::Evict)
+    }
+
+    /// Whether a cache was dropped. One that is not known may also not have been heard of yet.
+    pub(super) fn is_dropped<S>(&self, cx: &Context<'_, S>, cache: CacheId) -> bool {
+        cache < cx.topology.next_cache && cx.topology.cache(cache).is_none()
     }
 
     /// A look at this partition.
@@ -505,10 +511,31 @@ impl Replica {
     }
 
     /// The clock by which items may be dropped as ended: no effect that may still come to be
-    /// applied here was evaluated before it.
+    /// applied here was evaluated before it. A copy that dropped them by its own clock could miss
+    /// an item that the primary prolongs in time.
     #[must_use]
     pub fn expired_ms(&self) -> u64 {
         self.expired_ms
+    }
+
+    /// For whoever is in sync with this primary: who, in which term, and what must be applied for
+    /// the clock of the message to count. Nothing unless all is confirmed.
+    pub(crate) fn settled(&mut self, clock_ms: u64) -> Option<(Vec<Member>, Term, Seq)> {
+        let primary = self.primary.as_ref().filter(|primary| primary.serves())?;
+        if self.applied < self.log.last() {
+            return None;
+        }
+        self.expired_ms = self.expired_ms.max(clock_ms);
+        let peers = primary.peers.iter().filter(|(_, peer)| peer.started && peer.is_filled());
+        Some((peers.map(|(&member, _)| member).collect(), self.term, self.applied))
+    }
+
+    /// The primary of `term` had confirmed all up to `applied` when its clock was `clock_ms`.
+    pub(crate) fn on_settled(&mut self, term: Term, applied: Seq, clock_ms: u64) {
+        let whole = self.intake.is_complete() && !self.wiping && !self.stuck;
+        if whole && self.primary.is_none() && self.log_term == term && self.applied >= applied {
+            self.expired_ms = self.expired_ms.max(clock_ms);
+        }
     }
 
     /// Whether any data are here.

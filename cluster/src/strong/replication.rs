@@ -110,12 +110,7 @@ impl Replica {
             cache: request.key.cache,
             askers: vec![(asker, deadline)],
         };
-        // One who waits here since an earlier term waits for an entry that never came to be.
-        if let Some(old) = self.waiting.insert(seq, waiting) {
-            for (asker, _) in old.askers {
-                cx.reply(asker, Reply::Indeterminate);
-            }
-        }
+        self.set_waiting(cx, seq, waiting);
         self.deadlines.push_back((deadline, seq));
         self.push(cx, entry);
         self.ship(cx);
@@ -140,13 +135,16 @@ impl Replica {
             && !mutant!(cx.config, NoAnswerWindow)
         {
             if let Some(&seq) = primary.pending_ids.get(&id) {
-                return Some(self.wait_for(seq, asker, deadline, spec.id));
+                return Some(self.wait_for(cx, seq, asker, deadline, request));
             }
             match self.answers.look_up(id, primary.pending_ids.len(), clock_ms, config) {
                 Lookup::New => {}
                 Lookup::Answered(outcome) => {
-                    let outcome = self.full_answer(cx, request, outcome, clock_ms);
-                    return Some(Some(self.settle(cx, spec.id, outcome)));
+                    let outcome = self.full_answer(cx, request, outcome);
+                    return Some(Some(match outcome {
+                        Some(outcome) => self.settle(cx, spec.id, outcome),
+                        None => Reply::Indeterminate,
+                    }));
                 }
                 Lookup::Forgotten => return Some(Some(Reply::Indeterminate)),
                 Lookup::Full => return Some(Some(Reply::NotApplied(Refusal::Busy))),
@@ -175,45 +173,62 @@ impl Replica {
         self.log.from(self.applied.next()).map(Entry::bytes).sum()
     }
 
-    /// Has someone wait for an entry that is on its way.
-    fn wait_for(
+    /// One who waits at a place since an earlier term waits for an entry that never came to be.
+    fn set_waiting<S>(&mut self, cx: &mut Context<'_, S>, seq: Seq, waiting: Waiting) {
+        if let Some(old) = self.waiting.insert(seq, waiting) {
+            for (asker, _) in old.askers {
+                cx.reply(asker, Reply::Indeterminate);
+            }
+        }
+    }
+
+    /// Has someone wait for an entry that is on its way. `Some` with the reply if that cannot be.
+    fn wait_for<S: Store>(
         &mut self,
+        cx: &mut Context<'_, S>,
         seq: Seq,
         asker: Asker,
         deadline: Mono,
-        cache: CacheId,
+        request: &Request,
     ) -> Option<Reply> {
         let Some(entry) = self.log.get(seq) else { return Some(Reply::Indeterminate) };
-        let (_, outcome) = entry.answer.as_ref()?;
-        let waiting = self.waiting.entry(seq).or_insert_with(|| Waiting {
-            version: entry.version,
-            outcome: outcome.clone(),
-            cache,
-            askers: Vec::new(),
-        });
-        waiting.askers.push((asker, deadline));
+        let version = entry.version;
+        if self.waiting.get(&seq).is_none_or(|waiting| waiting.version != version) {
+            // Nobody waits any longer, or the entry came from an earlier primary.
+            let answer = entry.answer.as_ref().map(|(_, outcome)| outcome.clone());
+            let Some(outcome) = answer.and_then(|outcome| self.full_answer(cx, request, outcome))
+            else {
+                return Some(Reply::Indeterminate);
+            };
+            let waiting =
+                Waiting { version, outcome, cache: request.key.cache, askers: Vec::new() };
+            self.set_waiting(cx, seq, waiting);
+        }
+        if let Some(waiting) = self.waiting.get_mut(&seq) {
+            waiting.askers.push((asker, deadline));
+        }
         self.deadlines.push_back((deadline, seq));
         None
     }
 
     /// The answer to a repeated request. Answers are kept without values: a read that touched gives
-    /// the item as it is now.
+    /// the value of the version that it saw, if that is still here.
     fn full_answer<S: Store>(
         &self,
         cx: &Context<'_, S>,
         request: &Request,
         outcome: Outcome,
-        clock_ms: u64,
-    ) -> Outcome {
+    ) -> Option<Outcome> {
         match (&request.operation, outcome) {
-            (Operation::Get { .. }, Outcome::Touched(_)) => {
-                let item = cx.store.read(self.place, &request.key, false, clock_ms);
-                match item.filter(|item| !item.is_over(clock_ms)) {
-                    Some(item) => Outcome::Hit(item),
-                    None => Outcome::NotFound,
-                }
+            (Operation::Get { .. }, Outcome::Touched(version)) => {
+                let latest = self.primary.as_ref().and_then(|primary| primary.latest.get(&request.key));
+                let item = match latest {
+                    Some((_, item)) => item.clone(),
+                    None => cx.store.read(self.place, &request.key, false, 0),
+                };
+                item.filter(|item| item.version == version).map(Outcome::Hit)
             }
-            (_, outcome) => outcome,
+            (_, outcome) => Some(outcome),
         }
     }
 
@@ -605,7 +620,8 @@ impl Replica {
         if let Some(effect) = &entry.effect {
             let may_evict = self.may_evict(cx, effect.key.cache)
                 || (mutant!(cx.config, BackupEvicts) && self.primary.is_none());
-            if !self.holds_newer(cx, entry, effect)
+            if !self.is_dropped(cx, effect.key.cache)
+                && !self.holds_newer(cx, entry, effect)
                 && cx.store.apply(self.place, effect, may_evict, entry.clock_ms) == Stored::Full
                 && !may_evict
             {

@@ -254,9 +254,7 @@ impl Topology {
         self.caches.insert(name.to_owned(), CacheSpec { id: self.next_cache, ..spec.clone() });
         self.next_cache = self.next_cache.next();
         let partitions = self.partitions as usize;
-        self.groups
-            .entry(group)
-            .or_insert_with(|| vec![PartitionState::default(); partitions]);
+        self.groups.entry(group).or_insert_with(|| vec![PartitionState::default(); partitions]);
         Ok(Applied::default())
     }
 

@@ -71,8 +71,7 @@ fn a_new_partition_is_given_out_once() {
 #[test]
 fn a_decision_on_an_older_version_is_refused() {
     let mut topology = three_nodes();
-    let shrink =
-        TopologyCommand::Shrink { place: place(0), version: 0, member: member(2, 1) };
+    let shrink = TopologyCommand::Shrink { place: place(0), version: 0, member: member(2, 1) };
     let refusal = refused(&mut topology, &shrink);
     assert_eq!(refusal, Rejected::Outdated { expected: 0, found: 1 });
 }
@@ -140,8 +139,7 @@ fn a_failover_names_the_new_primary_and_removes_the_old_in_one_step() {
 #[test]
 fn the_primary_is_never_shrunk_away() {
     let mut topology = three_nodes();
-    let shrink =
-        TopologyCommand::Shrink { place: place(0), version: 1, member: member(1, 1) };
+    let shrink = TopologyCommand::Shrink { place: place(0), version: 1, member: member(1, 1) };
     assert_eq!(refused(&mut topology, &shrink), Rejected::IsPrimary(member(1, 1)));
 }
 
@@ -237,8 +235,7 @@ fn a_witness_holds_nothing() {
     let targets = vec![(PartitionId(0), vec![node])];
     let wish = TopologyCommand::SetTargets { group, targets };
     assert_eq!(refused(&mut topology, &wish), Rejected::HoldsNothing(node));
-    let learner =
-        TopologyCommand::AddLearner { place: place(0), version: 1, member: member(9, 1) };
+    let learner = TopologyCommand::AddLearner { place: place(0), version: 1, member: member(9, 1) };
     assert_eq!(refused(&mut topology, &learner), Rejected::HoldsNothing(node));
 }
 

@@ -607,11 +607,66 @@ fn verdict(world: &World, chaos: Chaos) -> Result<(), String> {
     Ok(())
 }
 
+/// `KILN_EVENTUAL_FROM=7 KILN_EVENTUAL_SEEDS=1` runs seed 7 alone.
+#[allow(clippy::disallowed_methods, reason = "a test may be told from outside what to run")]
 fn seeds() -> std::ops::Range<u64> {
-    let count = std::env::var("KILN_EVENTUAL_SEEDS").ok().and_then(|count| count.parse().ok());
-    let from = std::env::var("KILN_EVENTUAL_FROM").ok().and_then(|from| from.parse().ok());
-    let from = from.unwrap_or(0);
-    from..from + count.unwrap_or(40)
+    let number = |name| std::env::var(name).ok().and_then(|number| number.parse().ok());
+    let from: u64 = number("KILN_EVENTUAL_FROM").unwrap_or(0);
+    from..from + number("KILN_EVENTUAL_SEEDS").unwrap_or(40)
+}
+
+/// Nodes restart with empty memories and are filled again, one at a time, while clients write. What
+/// all owners acknowledged must outlive that.
+fn churn_run(seed: u64, mut setting: Setting) -> World {
+    setting.acks = Acks::All;
+    let mut random = Random(seed ^ 0xc4a2);
+    let nodes = setting.nodes as u64;
+    let mut world = World::new(seed, setting);
+    let mut asked = Vec::new();
+    for step in 0..150 {
+        let owners = world.owners();
+        let node = owners[random.below(owners.len() as u64) as usize];
+        let key = key(KEEP, &format!("key-{}", random.below(30)));
+        let operation = match random.below(3) {
+            0 => DELETE,
+            _ => set(&format!("value-{step}"), Ttl::Never),
+        };
+        let token = world.ask(node, None, &key, operation);
+        asked.push((token, key.clone(), world.held(node, &key).map(|known| known.version)));
+        if random.one_in(8) {
+            match random.below(3) {
+                0 => world.isolate(node),
+                _ => world.heal(),
+            }
+        }
+        if random.one_in(12) && owners.len() == nodes as usize && owners.len() > 1 {
+            let old = world.machines[node].member;
+            let new = world.restart(node);
+            world.change(|state| {
+                state.in_sync.retain(|member| *member != old);
+                state.learners.push(new);
+            });
+            world.push_topology();
+        }
+        world.run([1, 10, 100, 1_000, 3_000][random.below(5) as usize]);
+        world.check_copies();
+    }
+    world.heal();
+    world.setting.loss = 0;
+    world.push_topology();
+    world.run(3 * HEAL_MS);
+    assert_eq!(world.owners().len(), nodes as usize, "seed {seed}: all are owners again");
+    assert_eq!(world.difference(), None, "seed {seed}");
+    for (token, key, version) in asked {
+        if !matches!(world.replies.get(&token), Some(Reply::Done(_))) {
+            continue;
+        }
+        for node in world.owners() {
+            let held = world.held(node, &key).map(|known| known.version);
+            assert!(held >= version, "seed {seed}: {key:?} on {node} is {held:?}, not {version:?}");
+        }
+    }
+    world
 }
 
 fn random_setting(seed: u64) -> Setting {
@@ -653,6 +708,13 @@ fn with_stores_that_evict_nothing_older_than_the_last_write_comes_back() {
         setting.store_bytes = 4 * 80;
         let world = random_run(seed, setting, chaos);
         verdict(&world, chaos).unwrap_or_else(|wrong| panic!("KILN_EVENTUAL_FROM={seed}: {wrong}"));
+    }
+}
+
+#[test]
+fn what_all_owners_acknowledged_outlives_restarts_one_at_a_time() {
+    for seed in seeds() {
+        churn_run(seed, random_setting(seed));
     }
 }
 

@@ -88,6 +88,9 @@ impl Default for Setting {
     }
 }
 
+/// What a write left: a value and its end, or nothing.
+pub type Left = Option<(Bytes, Option<u64>)>;
+
 struct Flight {
     from: usize,
     to: usize,
@@ -109,7 +112,7 @@ pub struct World {
     sent: u64,
     tokens: u64,
     /// Every write that some owner took: its version, and what it left.
-    pub history: BTreeMap<ItemKey, BTreeMap<Version, BTreeSet<Option<(Bytes, Option<u64>)>>>>,
+    pub history: BTreeMap<ItemKey, BTreeMap<Version, BTreeSet<Left>>>,
     /// Changes with everything that happens.
     pub trace: u64,
 }
@@ -183,7 +186,10 @@ impl World {
         topology.groups.insert(group(), vec![state; 2]);
         let mut world = Self {
             random: Random(seed),
-            machines: members.into_iter().map(|member| machine(member, &setting, &topology)).collect(),
+            machines: members
+                .into_iter()
+                .map(|member| machine(member, &setting, &topology))
+                .collect(),
             topology,
             mono: Mono(1),
             cuts: BTreeSet::new(),
@@ -204,7 +210,10 @@ impl World {
 
     pub fn now(&self, node: usize) -> Now {
         let wall_ms = START_MS + self.mono.0 / 1_000_000;
-        Now { mono: self.mono, wall_ms: wall_ms.saturating_add_signed(self.machines[node].clock_ahead_ms) }
+        Now {
+            mono: self.mono,
+            wall_ms: wall_ms.saturating_add_signed(self.machines[node].clock_ahead_ms),
+        }
     }
 
     /// Lets everything happen that happens within so many milliseconds.
@@ -299,7 +308,13 @@ impl World {
     // ---- requests --------------------------------------------------------------------------
 
     /// Asks a node; the answer comes in `replies`, perhaps later.
-    pub fn ask(&mut self, node: usize, id: Option<u64>, key: &ItemKey, operation: Operation) -> Token {
+    pub fn ask(
+        &mut self,
+        node: usize,
+        id: Option<u64>,
+        key: &ItemKey,
+        operation: Operation,
+    ) -> Token {
         self.tokens += 1;
         let token = Token(self.tokens);
         let place = self.place(key);
@@ -428,19 +443,24 @@ impl World {
         self.item(node, key).map(|item| String::from_utf8_lossy(&item.value).into_owned())
     }
 
+    /// Nodes that own all partitions.
     pub fn owners(&self) -> Vec<usize> {
-        let state = &self.topology.groups[&group()][0];
+        let states = &self.topology.groups[&group()];
         (0..self.machines.len())
-            .filter(|node| state.in_sync.contains(&self.machines[*node].member))
+            .filter(|node| {
+                let member = self.machines[*node].member;
+                states.iter().all(|state| state.in_sync.contains(&member))
+            })
             .collect()
     }
 
     /// Whether all owners hold the same items; else what differs.
     pub fn difference(&self) -> Option<String> {
         let owners = self.owners();
-        let first = *owners.first()?;
+        let Some(first) = owners.first().copied() else { return Some("no owner".into()) };
         for place in Self::places() {
-            let items = |node: usize| -> Vec<_> { self.machines[node].store.items(place).collect() };
+            let items =
+                |node: usize| -> Vec<_> { self.machines[node].store.items(place).collect() };
             for node in &owners[1..] {
                 let (left, right) = (items(first), items(*node));
                 if left != right {

@@ -6,13 +6,16 @@
 //! what to do next.
 
 mod bench;
+mod caches;
+mod cluster;
+mod connect;
 mod credentials;
+mod dump;
+mod items;
+mod load;
 mod man;
-#[allow(dead_code)]
 mod output;
-#[allow(dead_code)]
 mod records;
-#[allow(dead_code)]
 mod top;
 
 use std::process::ExitCode;
@@ -29,8 +32,34 @@ Exit codes:
 /// The commands.
 #[derive(clap::Subcommand)]
 pub(crate) enum ClientCommand {
+    /// Print the value of a key.
+    Get(items::Get),
+    /// Store a value under a key.
+    Set(items::Set),
+    /// Delete keys.
+    Del(items::Del),
+    /// Add to a number.
+    Incr(items::Incr),
+    /// Give a key a new end.
+    Touch(items::Touch),
+    /// Print the values of several keys.
+    Mget(items::Mget),
+    /// List keys.
+    Scan(items::Scan),
+    /// Make, list, show and drop caches.
+    #[command(subcommand)]
+    Cache(caches::CacheCommand),
+    /// Show the cluster.
+    #[command(subcommand)]
+    Cluster(cluster::ClusterCommand),
+    /// Store items from a file.
+    Load(load::Load),
+    /// Write all items to a file.
+    Dump(dump::Dump),
     /// Load a server with gets and sets and measure it.
     Bench(bench::Bench),
+    /// Watch a cluster work.
+    Top(top::Top),
     /// Write manual pages.
     Man(man::Man),
 }
@@ -71,7 +100,19 @@ impl CommandError {
 /// Runs a command to its end. `cli` describes the whole command line, for the manual pages.
 pub(crate) fn run(command: ClientCommand, cli: fn() -> clap::Command) -> ExitCode {
     let result = match command {
+        ClientCommand::Get(command) => block_on(command.run()),
+        ClientCommand::Set(command) => block_on(command.run()),
+        ClientCommand::Del(command) => block_on(command.run()),
+        ClientCommand::Incr(command) => block_on(command.run()),
+        ClientCommand::Touch(command) => block_on(command.run()),
+        ClientCommand::Mget(command) => block_on(command.run()),
+        ClientCommand::Scan(command) => block_on(command.run()),
+        ClientCommand::Cache(command) => block_on(command.run()),
+        ClientCommand::Cluster(command) => block_on(command.run()),
+        ClientCommand::Load(command) => block_on(command.run()),
+        ClientCommand::Dump(command) => block_on(command.run()),
         ClientCommand::Bench(command) => command.run(),
+        ClientCommand::Top(command) => command.run(),
         ClientCommand::Man(command) => command.run(&cli()),
     };
     match result {

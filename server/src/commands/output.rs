@@ -128,6 +128,13 @@ impl Table {
         print(self.render(width, terminal && colour_is_wanted()))
     }
 
+    /// Prints it without headings: a further part of what was printed before.
+    pub(crate) fn print_rows(&self) -> Result<(), CommandError> {
+        let width = if io::stdout().is_terminal() { terminal_width() } else { None };
+        let text = self.render(width, false);
+        print(text.split_once('\n').map_or("", |(_, rows)| rows))
+    }
+
     /// As text; lines are cut to `width` columns when there is one.
     fn render(&self, width: Option<usize>, bold: bool) -> String {
         let text = |cell: &Cell| match cell {

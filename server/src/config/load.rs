@@ -18,6 +18,9 @@ pub(super) const VARIABLE_PREFIX: &str = "KILN_";
 /// Names the file instead of `--config`.
 pub(crate) const CONFIG_VARIABLE: &str = "KILN_CONFIG";
 
+/// Tell the commands that use a cluster where it is and who asks; no settings of a node.
+const CLIENT_VARIABLES: [&str; 3] = ["KILN_ADDRESS", "KILN_USER", "KILN_PASSWORD_FILE"];
+
 /// A configuration file is small; something larger is the wrong file.
 const FILE_LEN_MAX: u64 = 1 << 20;
 
@@ -171,7 +174,8 @@ impl Layers {
     fn add_environment(&mut self, environment: &[(String, String)]) {
         for (name, value) in environment {
             let Some(rest) = name.strip_prefix(VARIABLE_PREFIX) else { continue };
-            if name == CONFIG_VARIABLE || is_service_link(name, value) {
+            let elsewhere = name == CONFIG_VARIABLE || CLIENT_VARIABLES.contains(&name.as_str());
+            if elsewhere || is_service_link(name, value) {
                 continue;
             }
             let key = rest.to_ascii_lowercase();

@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read, Write},
-    net::TcpStream,
+    net::{SocketAddr, TcpStream},
     time::Duration,
 };
 
@@ -44,7 +44,9 @@ impl Frame {
     /// The bytes of a hit's plain value.
     pub fn value(&self) -> &[u8] {
         match self.response() {
-            Response::Value { value: Some(kiln_protocol::native::Value::Plain(bytes)), .. } => bytes,
+            Response::Value { value: Some(kiln_protocol::native::Value::Plain(bytes)), .. } => {
+                bytes
+            }
             other => panic!("no value: {other:?}"),
         }
     }
@@ -91,7 +93,12 @@ pub fn hello(capabilities: &[&str]) -> Hello {
 impl Native {
     /// A connection that has said nothing.
     pub fn silent(node: &Node) -> Self {
-        let stream = TcpStream::connect(node.address("native")).unwrap();
+        Self::silent_at(node.address("native"))
+    }
+
+    /// The same, by address: nodes cannot be shared between threads.
+    pub fn silent_at(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(SOON)).unwrap();
         stream.set_write_timeout(Some(SOON)).unwrap();
         stream.set_nodelay(true).unwrap();
@@ -100,7 +107,12 @@ impl Native {
 
     /// A connection after a hello with all capabilities but compression.
     pub fn connect(node: &Node) -> Self {
-        let mut client = Self::silent(node);
+        Self::connect_at(node.address("native"))
+    }
+
+    /// The same, by address.
+    pub fn connect_at(address: SocketAddr) -> Self {
+        let mut client = Self::silent_at(address);
         client.hello(&hello(&["invalidation", "topology"]));
         client
     }
