@@ -87,7 +87,7 @@ install_tools() {
     fi
     rustup component add rustfmt clippy 2>/dev/null || true
     python3 -m pip install -q --upgrade --target "$PYTHON_LIBS" \
-        pymemcache pylibmc python-memcached pytest
+        pymemcache pylibmc python-memcached pytest msgpack
     # The clients' own test suites come with their sources only.
     rm -rf "$WORK/sources"
     mkdir -p "$WORK/sources"

@@ -120,8 +120,9 @@ impl Node {
         self.own_link().ready().or_else(|| self.links[0].ready())
     }
 
-    /// Requests in flight; a node without a connection comes last.
+    /// Requests in flight; a node without a connection comes last, and is connected to.
     fn load(&self) -> usize {
+        self.own_link().start();
         self.ready().map_or(usize::MAX, |connection| connection.load())
     }
 

@@ -24,7 +24,7 @@ fn first(what: &'static str, act: Act) -> impl FnMut(&double::Seen) -> Act + Sen
     move |seen| if seen.what == what { act.take().unwrap_or(Act::Answer) } else { Act::Answer }
 }
 
-async fn soon<T>(future: impl Future<Output = T>) -> T {
+async fn soon<F: IntoFuture>(future: F) -> F::Output {
     timeout(SOON, future).await.expect("in vain")
 }
 
@@ -536,7 +536,7 @@ fn calls_end_when_the_runtime_of_their_connection_does() {
     });
     let caller = std::thread::spawn(move || {
         let own = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        own.block_on(client.set("k", "v"))
+        own.block_on(async { client.set("k", "v").await })
     });
     runtime.block_on(node.until("it is seen", |node| node.count("set") == 1));
 

@@ -18,10 +18,12 @@
 
 pub mod catalog;
 pub mod context;
+mod merge;
 pub mod message;
 mod reads;
 pub mod replica;
 pub mod sync;
+mod upkeep;
 mod window;
 mod writes;
 

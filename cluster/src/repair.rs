@@ -304,3 +304,202 @@ impl Session {
         matches!(&self.stage, Stage::Over { floors } if floors.is_empty())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use bytes::Bytes;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::effect::Item;
+    use crate::ids::{CacheId, Version};
+
+    /// A copy: what it knows, and its items.
+    #[derive(Default)]
+    struct Copy {
+        catalog: Catalog,
+        items: BTreeMap<ItemKey, Item>,
+    }
+
+    impl Copy {
+        fn put(&mut self, number: u32, version: u64, len: usize) {
+            let value = Bytes::from(vec![number as u8; len]);
+            let item = Item { value, flags: 0, version: Version(version), deadline_ms: None };
+            self.catalog.put_live(&key(number), Write::of(&item), None);
+            self.items.insert(key(number), item);
+        }
+
+        fn delete(&mut self, number: u32, version: u64) {
+            let write = Write::delete(Version(version));
+            self.catalog.put_dead(&key(number), Class::Keep, write, Mono(0));
+            self.items.remove(&key(number));
+        }
+
+        fn answer(&self, step: &Pull, limits: ChunkLimits) -> Given {
+            let mut read = |key: &ItemKey| self.items.get(key).cloned();
+            let class = |_: &ItemKey| Class::Keep;
+            answer(&self.catalog, step, limits, &class, &mut read, &mut Vec::new())
+                .expect("only Done is not answered")
+        }
+
+        fn take(&mut self, record: &Record) {
+            let write = record.write();
+            if self.catalog.get(&record.key).is_some_and(|entry| entry.write >= write) {
+                return;
+            }
+            match &record.content {
+                Content::Item(item) => {
+                    self.catalog.put_live(&record.key, write, None);
+                    self.items.insert(record.key.clone(), item.clone());
+                }
+                Content::Gone(_) => {
+                    self.catalog.put_dead(&record.key, Class::Keep, write, Mono(0));
+                    self.items.remove(&record.key);
+                }
+            }
+        }
+
+        /// Fetches from another copy; returns the steps it took.
+        fn pull(&mut self, from: &Self, limits: ChunkLimits) -> usize {
+            let mut session = Session::new(1, Member::default(), false, Mono(0));
+            for steps in 1..10_000 {
+                let step = session.step(&self.catalog, limits);
+                match session.on_given(&self.catalog, from.answer(&step, limits)) {
+                    Next::Complete => return steps,
+                    Next::Merge { records, dead, last } => {
+                        records.iter().for_each(|record| self.take(record));
+                        for (key, write) in dead {
+                            assert_eq!(
+                                self.catalog.get(&key).map(|entry| entry.write),
+                                Some(write)
+                            );
+                            self.catalog.erase(&key);
+                            self.items.remove(&key);
+                        }
+                        if last {
+                            return steps;
+                        }
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+            panic!("the session does not end");
+        }
+    }
+
+    fn key(number: u32) -> ItemKey {
+        ItemKey { cache: CacheId(0), key: Bytes::copy_from_slice(&number.to_be_bytes()) }
+    }
+
+    const WIDE: ChunkLimits = ChunkLimits { items: 512, bytes: 64 << 10 };
+    const NARROW: ChunkLimits = ChunkLimits { items: 3, bytes: 100 };
+
+    #[test]
+    fn equal_copies_need_one_step() {
+        let (mut left, mut right) = (Copy::default(), Copy::default());
+        for number in 0..100 {
+            left.put(number, 5, 10);
+            right.put(number, 5, 10);
+        }
+        assert_eq!(left.pull(&right, WIDE), 1);
+    }
+
+    #[test]
+    fn an_empty_copy_is_filled_in_bounded_chunks() {
+        let (mut empty, mut full) = (Copy::default(), Copy::default());
+        for number in 0..1_000 {
+            full.put(number, 5, 10);
+        }
+        let steps = empty.pull(&full, NARROW);
+        assert!((1_000 / 3..1_200).contains(&steps), "{steps} steps");
+        assert_eq!(empty.items, full.items);
+    }
+
+    #[test]
+    fn what_the_giver_does_not_hold_is_dead_below_its_floor_and_stays_above_it() {
+        let (mut left, mut right) = (Copy::default(), Copy::default());
+        left.put(1, 5, 10);
+        left.put(2, 50, 10);
+        for number in [1, 2] {
+            let bucket = Position::of(&key(number)).bucket;
+            right.catalog.adopt_floors(bucket, Floors { keep: Version(10), evict: Version(0) });
+        }
+        left.pull(&right, WIDE);
+        assert!(left.catalog.get(&key(1)).is_none());
+        assert!(left.catalog.get(&key(2)).is_some());
+    }
+
+    #[test]
+    fn a_late_or_malformed_answer_changes_nothing() {
+        let (mut left, mut right) = (Copy::default(), Copy::default());
+        for number in 0..20 {
+            right.put(number, 5, 10);
+        }
+        left.put(3, 1, 1);
+        let mut session = Session::new(1, Member::default(), false, Mono(0));
+        let short = Given::Sums { sums: vec![1; 3], floors: Vec::new() };
+        assert!(matches!(session.on_given(&left.catalog, short), Next::Ignore));
+        let step = session.step(&left.catalog, NARROW);
+        session.on_given(&left.catalog, right.answer(&step, NARROW));
+        let step = session.step(&left.catalog, NARROW);
+        let first = right.answer(&step, NARROW);
+        assert!(matches!(session.on_given(&left.catalog, first.clone()), Next::Merge { .. }));
+        session.step(&left.catalog, NARROW);
+        assert!(matches!(session.on_given(&left.catalog, first), Next::Ignore), "repeated");
+        assert!(matches!(session.on_given(&left.catalog, Given::Same), Next::Ignore), "late");
+    }
+
+    #[test]
+    fn a_giver_that_sends_the_puller_in_circles_is_given_up() {
+        let (left, mut right) = (Copy::default(), Copy::default());
+        right.put(1, 5, 10);
+        right.put(2, 5, 10);
+        let mut session = Session::new(1, Member::default(), false, Mono(0));
+        let step = session.step(&left.catalog, WIDE);
+        session.on_given(&left.catalog, right.answer(&step, WIDE));
+        let at = Position::of(&key(1));
+        for (after, expected) in [(None, false), (Some(at.clone()), true)] {
+            session.step(&left.catalog, WIDE);
+            let answer = Given::Items {
+                after,
+                through: Some(at.clone()),
+                records: Vec::new(),
+                dead: Vec::new(),
+            };
+            let next = session.on_given(&left.catalog, answer);
+            assert_eq!(matches!(next, Next::NoCopy), expected, "{next:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn two_copies_that_fetch_from_each_other_end_equal(
+            left in proptest::collection::vec((0u32..60, 1u64..9, any::<bool>()), 0..80),
+            right in proptest::collection::vec((0u32..60, 1u64..9, any::<bool>()), 0..80),
+            items in 1usize..8,
+        ) {
+            let make = |writes: Vec<(u32, u64, bool)>| {
+                let mut copy = Copy::default();
+                for (number, version, deletes) in writes {
+                    let known = copy.catalog.get(&key(number)).map(|entry| entry.write.version);
+                    if known >= Some(Version(version)) {
+                        continue;
+                    }
+                    match deletes {
+                        true => copy.delete(number, version),
+                        false => copy.put(number, version, 10),
+                    }
+                }
+                copy
+            };
+            let (mut left, mut right) = (make(left), make(right));
+            let limits = ChunkLimits { items, bytes: 150 };
+            left.pull(&right, limits);
+            right.pull(&left, limits);
+            prop_assert_eq!(left.items, right.items);
+            prop_assert_eq!(left.catalog.digest(), right.catalog.digest());
+        }
+    }
+}

@@ -183,6 +183,8 @@ pub struct Topology {
     pub nodes: BTreeMap<NodeId, NodeInfo>,
     /// All caches by name.
     pub caches: BTreeMap<String, CacheSpec>,
+    /// Their names by number: each request asks for its cache by that.
+    pub cache_names: BTreeMap<CacheId, String>,
     /// The number of the next cache: a number is never used again.
     pub next_cache: CacheId,
     /// Who holds what.
@@ -200,6 +202,7 @@ impl Topology {
             partitions: partitions.clamp(1, PARTITIONS_MAX),
             nodes: BTreeMap::new(),
             caches: BTreeMap::new(),
+            cache_names: BTreeMap::new(),
             next_cache: CacheId(1),
             groups: BTreeMap::new(),
         }
@@ -220,7 +223,7 @@ impl Topology {
     /// The cache with this number.
     #[must_use]
     pub fn cache(&self, id: CacheId) -> Option<&CacheSpec> {
-        self.caches.values().find(|cache| cache.id == id)
+        self.caches.get(self.cache_names.get(&id)?)
     }
 
     /// The present life of a node.

@@ -48,6 +48,12 @@ impl Sequence {
         self.number.store(number.wrapping_add(1), Ordering::Release);
     }
 
+    /// Whether the change under way is the first since `then`. For the holder of the lock only.
+    #[inline]
+    pub(crate) fn is_first_since(&self, then: Moment) -> bool {
+        self.number.load(Ordering::Relaxed) == then.0.wrapping_add(1)
+    }
+
     /// Now, unless a change is under way.
     #[inline(always)]
     pub(crate) fn now(&self) -> Option<Moment> {
@@ -63,8 +69,32 @@ impl Sequence {
     }
 }
 
-#[cfg(all(test, loom))]
+#[cfg(all(test, not(loom)))]
 mod tests {
+    use super::*;
+
+    #[test]
+    fn a_moment_lasts_until_the_next_change_and_the_next_writer_knows_it() {
+        let sequence = Sequence::new();
+        let then = sequence.now().unwrap();
+        assert!(sequence.is_still(then));
+
+        sequence.begin_write();
+        assert_eq!(sequence.now(), None);
+        assert!(!sequence.is_still(then));
+        assert!(sequence.is_first_since(then));
+        sequence.end_write();
+
+        assert!(!sequence.is_still(then));
+        sequence.begin_write();
+        assert!(!sequence.is_first_since(then));
+        sequence.end_write();
+        assert_ne!(sequence.now(), Some(then));
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
     use super::*;
     use loom::sync::{Arc, Mutex};
 

@@ -18,7 +18,7 @@ use crate::ahead::Ahead;
 use crate::flush::FlushTimer;
 use crate::heap::{CHUNK_LEN, Heap, Slot};
 use crate::index::Lookup;
-use crate::item::{INLINE_LEN_MAX, KEY_LEN_MAX, Plain, VALUE_LEN_MAX};
+use crate::item::{Head, INLINE_LEN_MAX, KEY_LEN_MAX, Plain, VALUE_LEN_MAX};
 use crate::ops::{
     ArithmeticOptions, ArithmeticOutcome, DeleteOptions, DeleteOutcome, Expiry, GetOptions,
     ItemInfo, Stats, TouchOutcome, WriteMode, WriteOptions, WriteOutcome,
@@ -26,6 +26,7 @@ use crate::ops::{
 use crate::policy::{Policy, PolicyKind};
 use crate::region::{PAGE_LEN, Region};
 use crate::racy::CopyBuffer;
+use crate::seqlock::Moment;
 use crate::shard::{Full, Now, Shard, Source};
 use crate::tally::{Sums, Tally};
 use crate::view::ShardView;
@@ -416,9 +417,9 @@ impl Store {
         }
         let mut buffer = CopyBuffer::new();
         match self.find_unlocked(key, hash, options, now, &mut buffer) {
-            Lookup::Found(item) => Some(read(&item.info(now.s), Value::Inline(item.value))),
-            Lookup::Absent => None,
-            Lookup::Involved => {
+            Some(Some(item)) => Some(read(&item.info(now.s), Value::Inline(item.value))),
+            Some(None) => None,
+            None => {
                 let mut hit = self.get_locked(key, hash, options, now)?;
                 let info = hit.info;
                 Some(read(&info, hit.value()))
@@ -426,7 +427,8 @@ impl Store {
         }
     }
 
-    /// Reads an item without the lock, if that changes nothing but counters.
+    /// Finds an item without the lock, and takes that only to note the hit, if it has to be noted.
+    /// `None` when all has to be done under the lock.
     #[inline(always)]
     fn find_unlocked<'b>(
         &self,
@@ -435,25 +437,39 @@ impl Store {
         options: &GetOptions,
         now: Now,
         buffer: &'b mut CopyBuffer,
-    ) -> Lookup<'b> {
+    ) -> Option<Option<Plain<'b>>> {
         if !options.is_plain() {
-            return Lookup::Involved;
+            return None;
         }
-        let found = self.view(hash).find(hash, key, buffer);
-        match &found {
-            Lookup::Found(Plain { head, deadline, .. }) => {
-                let bits = head.bits();
-                let noted = options.no_bump
-                    || self.inner.settled_bits >> bits & 1 != 0 && head.is_noted(now.s, bits);
-                if *deadline <= now.ms || !noted {
-                    return Lookup::Involved;
-                }
-                self.inner.tally.hit();
-            }
-            Lookup::Absent => self.inner.tally.miss(),
-            Lookup::Involved => {}
+        let view = self.view(hash);
+        let moment = view.sequence.now()?;
+        let Some(item) = view.find(moment, hash, key, buffer)? else {
+            self.inner.tally.miss();
+            return Some(None);
+        };
+        if item.deadline <= now.ms {
+            return None;
         }
-        found
+        let bits = item.head.bits();
+        let settled = self.inner.settled_bits >> bits & 1 != 0;
+        if options.no_bump || settled && item.head.is_noted(now.s, bits) {
+            self.inner.tally.hit();
+        } else if !self.note_hit(hash, item.head, moment, now) {
+            return None;
+        }
+        Some(Some(item))
+    }
+
+    /// Notes a hit on an item found at `moment`. False, with nothing done, when the shard has
+    /// changed since.
+    #[inline(never)]
+    fn note_hit(&self, hash: u64, head: Head, moment: Moment, now: Now) -> bool {
+        let mut shard = self.shard(hash);
+        let unchanged = shard.view.sequence.is_first_since(moment);
+        if unchanged {
+            shard.note_plain_hit(head, hash, false, now);
+        }
+        unchanged
     }
 
     /// Reads an item under the lock: for reads that change it, and when a writer is at the shard.

@@ -23,11 +23,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use crate::heap::{NIL, Slot};
-use crate::index::{Extent, Lookup, RacyBucket, bucket_at, prefetch_early, prefetch_lines};
+use crate::index::{Extent, RacyBucket, bucket_at, prefetch_early, prefetch_lines};
 use crate::item::{Head, Parts, Plain};
 use crate::racy::{CopyBuffer, RacyBytes};
 use crate::region::Region;
-use crate::seqlock::Sequence;
+use crate::seqlock::{Moment, Sequence};
 use crate::shard::Shard;
 
 /// Lines of an item that are asked for ahead: one more than a small one has, as most begin in the
@@ -131,26 +131,16 @@ impl ShardView {
         }
     }
 
-    /// The item with this key if it is plain and small, its value copied to `buffer`. `Involved`
-    /// also when a writer is at the shard: the caller must take the lock then.
+    /// The item with this key, as it is at `moment`, if it is plain and small; its value copied to
+    /// `buffer`. `None` for other items, and when a writer came by: the caller must take the lock.
     #[inline(always)]
     pub(crate) fn find<'b>(
         &self,
+        moment: Moment,
         hash: u64,
         key: &[u8],
         buffer: &'b mut CopyBuffer,
-    ) -> Lookup<'b> {
-        self.find_whole(hash, key, buffer).unwrap_or(Lookup::Involved)
-    }
-
-    #[inline(always)]
-    fn find_whole<'b>(
-        &self,
-        hash: u64,
-        key: &[u8],
-        buffer: &'b mut CopyBuffer,
-    ) -> Option<Lookup<'b>> {
-        let moment = self.sequence.now()?;
+    ) -> Option<Option<Plain<'b>>> {
         let mut at = self.bucket_at(hash)?;
         for _ in 0..CHAIN_MAX {
             let bucket = RacyBucket::at(&self.bytes, at)?;
@@ -175,10 +165,10 @@ impl ShardView {
                 if !self.sequence.is_still(moment) {
                     return None;
                 }
-                return Some(Lookup::Found(Plain { head, flags, deadline, value }));
+                return Some(Some(Plain { head, flags, deadline, value }));
             }
             match bucket.overflow() {
-                NIL if self.sequence.is_still(moment) => return Some(Lookup::Absent),
+                NIL if self.sequence.is_still(moment) => return Some(None),
                 NIL => return None,
                 next => at = self.offset(next),
             }

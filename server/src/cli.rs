@@ -45,7 +45,7 @@ enum Command {
     #[command(after_help = EXIT_CODES)]
     Serve(SettingArgs),
     #[command(flatten)]
-    Client(ClientCommand),
+    Client(Box<ClientCommand>),
     /// Check settings, show those in effect, print a sample file.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -154,7 +154,7 @@ pub(crate) fn run() -> ExitCode {
     let result = match cli.command {
         None => load(&Sources::of_process(None, Vec::new())).and_then(serve::run),
         Some(Command::Serve(settings)) => settings.load().and_then(serve::run),
-        Some(Command::Client(command)) => return commands::run(command, Cli::command),
+        Some(Command::Client(command)) => return commands::run(*command, Cli::command),
         Some(Command::Config(command)) => config_command(command),
         Some(Command::Completion { shell }) => {
             let mut script = Vec::new();

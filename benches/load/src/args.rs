@@ -13,7 +13,7 @@ use crate::wire::Protocol;
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// Address of the server [default: where a Kiln node listens for the protocol].
-    #[arg(long, value_name = "HOST:PORT", help_heading = "Server")]
+    #[arg(long, value_name = "HOST:PORT", value_parser = parse_address, help_heading = "Server")]
     pub address: Option<String>,
     /// Unix socket of the server, instead of an address.
     #[arg(long, value_name = "PATH", conflicts_with = "address", help_heading = "Server")]
@@ -117,6 +117,9 @@ pub struct Args {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ArgsError {
+    /// Not a host and a port.
+    #[error("expected HOST:PORT")]
+    Address,
     /// Not two numbers.
     #[error("expected SET:GET, two whole numbers")]
     Ratio,
@@ -161,6 +164,16 @@ impl From<Args> for Plan {
     }
 }
 
+/// Takes the first host of `kiln://HOST:PORT,…` as well: that is how other commands name a cluster.
+fn parse_address(text: &str) -> Result<String, ArgsError> {
+    let host = match text.strip_prefix("kiln://") {
+        Some(rest) => rest.split([',', '/']).next().unwrap_or(rest),
+        None => text,
+    };
+    let port = host.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
+    if matches!(port, Some(Ok(1..))) { Ok(host.to_owned()) } else { Err(ArgsError::Address) }
+}
+
 fn parse_ratio(text: &str) -> Result<Ratio, ArgsError> {
     let (sets, gets) = text.split_once(':').ok_or(ArgsError::Ratio)?;
     let number = |text: &str| text.parse().map_err(|_| ArgsError::Ratio);
@@ -198,6 +211,17 @@ mod tests {
         assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
         for wrong in ["", "s", "-1s", "1d", "1.2.3", "9999999h"] {
             assert_eq!(parse_duration(wrong), Err(ArgsError::Duration), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn an_address_is_a_host_and_a_port_however_it_is_written() {
+        for text in ["a:1", "kiln://a:1", "kiln://a:1,b:2/cache"] {
+            assert_eq!(parse_address(text), Ok("a:1".to_owned()), "{text}");
+        }
+        assert_eq!(parse_address("[::1]:9"), Ok("[::1]:9".to_owned()));
+        for wrong in ["", "a", "a:", "a:0", "a:b", "kiln://", "a:70000"] {
+            assert_eq!(parse_address(wrong), Err(ArgsError::Address), "{wrong}");
         }
     }
 

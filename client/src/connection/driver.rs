@@ -46,7 +46,7 @@ pub(crate) struct Driver {
     timer_at: Instant,
     read_at: Instant,
     /// When near caches were last confirmed.
-    confirmed_at: Instant,
+    confirmed_at: Option<Instant>,
     /// Near caches were read before that, so it is looked again whether they still are.
     confirming: bool,
     /// Used again and again: answers of one read, and the calls that they wake.
@@ -70,7 +70,7 @@ impl Driver {
             timer: Box::pin(sleep_until(TokioInstant::from_std(timer_at))),
             timer_at,
             read_at: now,
-            confirmed_at: now,
+            confirmed_at: None,
             confirming: false,
             answers: Vec::new(),
             wakers: Vec::new(),
@@ -192,7 +192,7 @@ impl Driver {
 
             let confirm_at = match tuning.confirm_every {
                 Some(every) if self.confirming || self.connection.freshness.is_wanted() => {
-                    Some(self.confirmed_at + every)
+                    Some(self.confirmed_at.map_or(now, |at| at + every))
                 }
                 _ => None,
             };
@@ -206,7 +206,7 @@ impl Driver {
             if confirm || (silent_at <= now && !state.slots.ping_waits()) {
                 if confirm {
                     self.confirming = true;
-                    self.confirmed_at = now;
+                    self.confirmed_at = Some(now);
                 }
                 let deadline = now + tuning.ping_timeout;
                 // Bounded: a ping that is not answered in time ends the connection, and there are

@@ -42,7 +42,9 @@ impl World<'_> {
         match outcome {
             Outcome::Hit(item) => self.eventual.on_seen(&call.key, item),
             Outcome::Stored(version) | Outcome::Number(_, version) => {
-                let before = self.held_before.get(&id).and_then(|(_, before)| *before);
+                // Two owners may be asked, one after the other, and the second may know less.
+                let only = self.held_before.get(&id).filter(|(asked, _)| *asked == 1);
+                let before = only.and_then(|(_, before)| *before);
                 self.eventual.on_written(&call.key, *version, before)
             }
             _ => Ok(()),
@@ -51,7 +53,11 @@ impl World<'_> {
 
     /// What the owner that a call reaches holds of the key: its write must be newer.
     pub(crate) fn note_held_before(&mut self, to: NodeId, call: usize) {
-        if self.mode() == Mode::Strong || self.held_before.contains_key(&call) {
+        if self.mode() == Mode::Strong {
+            return;
+        }
+        if let Some((asked, _)) = self.held_before.get_mut(&call) {
+            *asked += 1;
             return;
         }
         let key = &self.history[call].key;
@@ -64,7 +70,7 @@ impl World<'_> {
             .topology()
             .partition(place)
             .is_some_and(|state| state.in_sync.contains(&process.member));
-        self.held_before.insert(call, (to, held.filter(|_| owns)));
+        self.held_before.insert(call, (1, held.filter(|_| owns)));
     }
 
     /// A node answers: at this moment an acknowledged write is on every copy that counts.
@@ -168,10 +174,10 @@ impl World<'_> {
         self.losses.push(Loss { place, from: self.now, until: Time::MAX });
         let topology = Arc::clone(self.agreement.topology());
         let group = self.plan.cache.group();
-        self.order.on_lost(place, self.now, |key| Partition {
-            group,
-            partition: topology.partition_of(&key.key),
-        });
+        let place_of =
+            |key: &ItemKey| Partition { group, partition: topology.partition_of(&key.key) };
+        self.order.on_lost(place, self.now, place_of);
+        self.eventual.on_lost(|key| place_of(key) == place);
     }
 
     /// A process died.

@@ -63,6 +63,12 @@ impl Call {
         !refused && !matches!(self.operation, Operation::Get { touch: None })
     }
 
+    /// Whether an attempt of it may have taken effect, whatever it was told at last.
+    pub fn may_have_changed(&self) -> bool {
+        self.ending != Ending::NotApplied
+            && !matches!(self.operation, Operation::Get { touch: None })
+    }
+
     /// From when on the item may be gone because of this call, when it may.
     pub fn may_remove_from(&self, rules: &Rules) -> Option<Time> {
         if !self.may_change() {

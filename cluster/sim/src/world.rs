@@ -10,7 +10,9 @@ use std::sync::Arc;
 use kiln_cluster::config::NodeConfig;
 use kiln_cluster::effect::ItemKey;
 use kiln_cluster::heartbeat::{LocalFacts, Readiness};
-use kiln_cluster::ids::{ClusterId, Incarnation, Member, NodeId, Place as Partition, Token};
+use kiln_cluster::ids::{
+    ClusterId, Incarnation, Member, NodeId, Place as Partition, Token, Version,
+};
 use kiln_cluster::message::{Body, Message};
 use kiln_cluster::node::{Action, Event as NodeEvent, Node, Reply, Report};
 use kiln_cluster::time::{Mono, Now};
@@ -129,8 +131,8 @@ pub struct World<'p> {
     pub(crate) order: Order,
     pub(crate) eventual: Eventual,
     pub(crate) primaries: Primaries,
-    /// What owners held of a key when a call first reached them (eventual mode).
-    pub(crate) held_before: BTreeMap<usize, (NodeId, Option<kiln_cluster::ids::Version>)>,
+    /// How often nodes were asked in a call, and what the first held of the key (eventual mode).
+    pub(crate) held_before: BTreeMap<usize, (u32, Option<Version>)>,
     /// What ended calls had asked: late attempts of theirs still reach nodes.
     pub(crate) ended: BTreeMap<usize, kiln_cluster::node::Request>,
     pub(crate) losses: Vec<Loss>,

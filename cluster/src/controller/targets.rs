@@ -19,13 +19,13 @@ pub(super) struct Targets {
     decided: BTreeMap<GroupKey, Decision>,
 }
 
-/// The owners that were computed for a group. They are proposed until the table shows them and are
-/// not computed again for the same nodes: a second computation could find another way.
+/// The owners that were computed for a group. They are not computed again for the same nodes, since
+/// a second computation could find another way, and they are proposed whenever the table shows
+/// others: a proposal may be lost, and one of an earlier leader may be committed late.
 #[derive(Clone, Debug)]
 struct Decision {
     shape: Shape,
-    /// Partitions whose owners change; empty when the table shows them all.
-    changes: Vec<(PartitionId, Vec<NodeId>)>,
+    owners: Vec<Vec<NodeId>>,
     proposed: Option<Mono>,
 }
 
@@ -58,18 +58,20 @@ impl Targets {
                 if !is_new && !is_settled {
                     continue;
                 }
-                let Some(changes) = changes(&shape, *group, states) else { continue };
-                let decision = Decision { shape: shape.clone(), changes, proposed: None };
+                let Some(owners) = owners(&shape, *group, states) else { continue };
+                let decision = Decision { shape: shape.clone(), owners, proposed: None };
                 self.decided.insert(*group, decision);
             }
             let Some(decision) = self.decided.get_mut(group) else { continue };
-            decision.changes.retain(|(partition, wanted)| {
-                states.get(partition.0 as usize).is_some_and(|state| state.target != *wanted)
-            });
+            let targets: Vec<(PartitionId, Vec<NodeId>)> = (0..)
+                .map(PartitionId)
+                .zip(decision.owners.iter().zip(states))
+                .filter(|(_, (wanted, state))| state.target != **wanted)
+                .map(|(partition, (wanted, _))| (partition, wanted.clone()))
+                .collect();
             let waits = decision.proposed.is_some_and(|at| now.since_ms(at) < config.retry_ms);
-            if !decision.changes.is_empty() && !waits {
+            if !targets.is_empty() && !waits {
                 decision.proposed = Some(now);
-                let targets = decision.changes.clone();
                 commands.push(TopologyCommand::SetTargets { group: *group, targets });
             }
         }
@@ -98,12 +100,8 @@ fn shape(config: &ControllerConfig, view: &View<'_>, nodes: &BTreeMap<NodeId, Wa
         .collect()
 }
 
-/// The partitions whose owners should be others than the table says.
-fn changes(
-    shape: &Shape,
-    group: GroupKey,
-    states: &[PartitionState],
-) -> Option<Vec<(PartitionId, Vec<NodeId>)>> {
+/// Who should hold each partition of a group.
+fn owners(shape: &Shape, group: GroupKey, states: &[PartitionState]) -> Option<Vec<Vec<NodeId>>> {
     let candidates: Vec<Candidate<'_>> = shape
         .iter()
         .map(|(node, weight_milli, zone)| Candidate {
@@ -116,12 +114,5 @@ fn changes(
     let present: Vec<Vec<NodeId>> =
         if is_new { Vec::new() } else { states.iter().map(|state| state.target.clone()).collect() };
     let partitions = u32::try_from(states.len()).ok()?;
-    let placed = place(&candidates, partitions, usize::from(group.copies), &present).ok()?;
-    let changed = (0..)
-        .zip(placed)
-        .zip(states)
-        .filter(|((_, wanted), state)| state.target != *wanted)
-        .map(|((partition, wanted), _)| (PartitionId(partition), wanted))
-        .collect();
-    Some(changed)
+    place(&candidates, partitions, usize::from(group.copies), &present).ok()
 }

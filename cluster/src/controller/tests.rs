@@ -386,6 +386,17 @@ fn a_new_leader_finishes_what_another_began() {
 }
 
 #[test]
+fn a_wish_of_an_earlier_leader_that_is_committed_late_does_not_stay() {
+    let mut world = settled(2, 2);
+    let group = cache(2).group();
+    let targets = (0..PARTITIONS).map(|p| (PartitionId(p), vec![NodeId(2)])).collect();
+    world.commit(&TopologyCommand::SetTargets { group, targets });
+    world.run(5_000);
+    assert!(is_settled(&world.topology));
+    assert!(world.states().all(|state| state.in_sync.len() == 2));
+}
+
+#[test]
 fn a_new_leader_gives_everyone_time_to_report() {
     let mut world = settled(3, 2);
     world.run(5_000);

@@ -16,8 +16,9 @@ use crate::time::Mono;
 use crate::topology::{CacheSpec, ReadMode};
 
 use super::context::Context;
+use super::merge::Merged;
 use super::message::{Content, Found, Record, Say};
-use super::replica::{EventualReplica, Merged};
+use super::replica::EventualReplica;
 
 struct Pending {
     asker: Asker,

@@ -379,11 +379,12 @@ impl Replica {
             cx.slots.release(place, *member);
         }
         for member in &state.learners {
-            primary.peers.entry(*member).or_insert_with(|| {
+            // One without a transfer was in sync: it has been removed and added again meanwhile.
+            if primary.peers.get(member).is_none_or(|peer| peer.transfer.is_none()) {
                 let mut peer = Peer::new(cx.now.mono);
                 peer.transfer = Some(Transfer::waiting(cx.now.mono));
-                peer
-            });
+                primary.peers.insert(*member, peer);
+            }
         }
     }
 

@@ -252,6 +252,7 @@ impl Topology {
         check_cache(spec)?;
         let group = spec.group();
         self.caches.insert(name.to_owned(), CacheSpec { id: self.next_cache, ..spec.clone() });
+        self.cache_names.insert(self.next_cache, name.to_owned());
         self.next_cache = self.next_cache.next();
         let partitions = self.partitions as usize;
         self.groups.entry(group).or_insert_with(|| vec![PartitionState::default(); partitions]);
@@ -279,7 +280,9 @@ impl Topology {
     }
 
     fn drop_cache(&mut self, name: &str) -> Result<Applied, Rejected> {
-        self.caches.remove(name).map(|_| Applied::default()).ok_or(Rejected::UnknownCache)
+        let spec = self.caches.remove(name).ok_or(Rejected::UnknownCache)?;
+        self.cache_names.remove(&spec.id);
+        Ok(Applied::default())
     }
 
     fn set_targets(

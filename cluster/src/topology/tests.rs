@@ -273,7 +273,11 @@ fn caches_are_checked_and_their_numbers_never_used_again() {
     topology.apply(&TopologyCommand::DropCache { name: "x".into() }).expect("dropped");
     let again = TopologyCommand::CreateCache { name: "x".into(), spec: cache(3) };
     topology.apply(&again).expect("made again");
-    assert!(topology.caches["x"].id > first);
+    let second = topology.caches["x"].id;
+    assert!(second > first);
+    assert_eq!(topology.cache(second).map(|spec| spec.copies), Some(3));
+    assert_eq!(topology.cache(first), None);
+    assert_eq!(topology.check(), Ok(()));
     assert_eq!(topology.groups.len(), 2, "a group is made on demand and stays");
 }
 

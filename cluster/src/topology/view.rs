@@ -124,6 +124,12 @@ impl Topology {
                 return Err("a group has an entry for each partition");
             }
         }
+        let named = |(name, spec): (&String, &super::CacheSpec)| {
+            self.cache_names.get(&spec.id) == Some(name)
+        };
+        if self.cache_names.len() != self.caches.len() || !self.caches.iter().all(named) {
+            return Err("each cache is found by its number");
+        }
         for (_, state) in self.places() {
             let distinct: BTreeSet<Member> = state.members().collect();
             if distinct.len() != state.in_sync.len() + state.learners.len() {

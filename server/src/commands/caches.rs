@@ -151,10 +151,11 @@ impl Create {
         match self.output.or(Format::Table) {
             Format::Json => output::print_json(&cache),
             Format::Raw => output::print(format!("{}\n", self.name)),
+            // A cache of a large share of the memory gets it piece by piece, as `default` gives it.
             Format::Table => output::print(format!(
                 "made cache {}: {} of memory, eviction {}\n",
                 self.name,
-                output::size(cache.memory),
+                output::size(self.memory.unwrap_or(0).max(cache.memory)),
                 cache.eviction
             )),
         }

@@ -80,6 +80,12 @@ impl Budget {
         uploads * UPLOAD_UNIT + self.buffers.used()
     }
 
+    /// The longest reply that a protocol should gather of many items: so long that some clients
+    /// that do not read can be waited for at a time.
+    pub(crate) fn gathered_len_max(&self) -> usize {
+        self.buffers.total / 4
+    }
+
     /// A share of the buffers, of nothing yet.
     pub(crate) fn buffers(self: &Arc<Self>) -> Share {
         Share { budget: Arc::clone(self), pool: |budget| &budget.buffers, bytes: 0 }

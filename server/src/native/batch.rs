@@ -371,7 +371,7 @@ impl RareContext<'_, '_> {
         let Some(found) = found else { return no_such_cache(replies, id) };
         let start = (id != 0).then(|| respond::begin_batch(replies, id, items.len()));
         let body_start = replies.len();
-        let len_max = self.session.frames.body_len_max;
+        let len_max = self.session.gathered_len_max;
         let mut ahead = items;
         let mut items = items;
         while items.len() > 0 {

@@ -60,6 +60,12 @@ fn frame_len_max(node: &Node) -> usize {
     (node.value_len_max() + FRAME_OVERHEAD_MAX).max(FRAME_MAX_LEAST)
 }
 
+/// The longest answer to a batch or a scan: a frame, but not more than the node can hold for some
+/// clients that do not read.
+fn gathered_len_max(node: &Node) -> usize {
+    frame_len_max(node).min(node.budget.gathered_len_max().max(FRAME_MAX_LEAST))
+}
+
 /// Told to a client that is one too many.
 pub(crate) fn too_many() -> Vec<u8> {
     let mut out = Vec::new();

@@ -16,7 +16,7 @@ use kiln_protocol::native::{Entry, ErrorCode, Failure, Scan, Value as WireValue,
 use crate::{
     caches::Cache,
     connection::Context,
-    native::{batch::Scratch, frame_len_max},
+    native::{batch::Scratch, gathered_len_max},
 };
 
 /// Items told in one step.
@@ -81,7 +81,7 @@ pub(super) fn run(
         }
     };
     let page = &mut scratch.page;
-    page.begin(frame_len_max(context.node) - PAGE_OVERHEAD);
+    page.begin(gathered_len_max(context.node) - PAGE_OVERHEAD);
     let limit = (scan.limit as usize).clamp(1, ITEMS_MAX);
     let next = page.gather(&cache.store, start, limit, scan, context.now_ms);
     if scan.values {

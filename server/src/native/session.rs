@@ -19,7 +19,7 @@ use crate::{
     connection::{Context, Session, Then, WorkerMemory},
     listen::Protocol,
     mailbox::{Mailbox, Note},
-    native::{HANDLES_MAX, admin, batch, frame_len_max, limits},
+    native::{HANDLES_MAX, admin, batch, frame_len_max, gathered_len_max, limits},
     node::Node,
 };
 
@@ -32,12 +32,12 @@ pub(crate) struct Native {
     /// The task that the mailbox wakes.
     waker: Option<Waker>,
     pub(super) frames: Frames,
+    /// Bytes that the answer to a batch may have.
+    pub(super) gathered_len_max: usize,
     /// Hello is over.
     pub(super) is_open: bool,
     /// Both sides compress.
     pub(super) lz4: bool,
-    /// The client was told that the node stops.
-    pub(super) goodbye: bool,
     /// By number, `default` first.
     handles: Vec<Handle>,
 }
@@ -49,14 +49,14 @@ struct Handle {
 }
 
 impl Native {
-    pub(crate) fn new(_node: &Node, mailbox: Arc<Mailbox>) -> Self {
+    pub(crate) fn new(node: &Node, mailbox: Arc<Mailbox>) -> Self {
         Self {
             mailbox,
             waker: None,
             frames: Frames { body_len_max: HELLO_FRAME_MAX },
+            gathered_len_max: gathered_len_max(node),
             is_open: false,
             lz4: false,
-            goodbye: false,
             handles: vec![Handle { key: CacheKey::DEFAULT, tracker: None }],
         }
     }
@@ -196,7 +196,6 @@ impl Native {
         for note in self.mailbox.take() {
             // Nothing is told before hello; nobody can have asked for it.
             if !self.is_open {
-                self.goodbye |= note == Note::Goodbye;
                 continue;
             }
             match note {
@@ -211,10 +210,7 @@ impl Native {
                     }
                 }
                 Note::Topology => respond::topology(replies, &admin::topology(context.node)),
-                Note::Goodbye => {
-                    self.goodbye = true;
-                    respond::goodbye(replies, "the node is shutting down");
-                }
+                Note::Goodbye => respond::goodbye(replies, "the node is shutting down"),
             }
         }
     }

@@ -29,7 +29,8 @@ class Node:
         self.socket = os.path.join(self.directory.name, "kiln.sock")
         self.log = open(os.path.join(self.directory.name, "log"), "w+")
         self.process = subprocess.Popen(
-            [binary, "serve", "--listen-memcached", "127.0.0.1:0", "--listen-native", "127.0.0.1:0", "--listen-http", "127.0.0.1:0",
+            [binary, "serve", "--listen-memcached", "127.0.0.1:0", "--listen-native", "127.0.0.1:0",
+             "--listen-http", "127.0.0.1:0",
              "--listen-memcached-unix", self.socket, "--threads", "2", *flags],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.log, text=True,
             env=environment)
@@ -39,6 +40,7 @@ class Node:
             fields = dict(field.split("=", 1) for field in line.split()[1:])
             self.host, port = fields["memcached"].rsplit(":", 1)
             self.port = int(port)
+            self.native = fields["native"]
             self.http = fields["http"]
         except BaseException:
             self.stop()

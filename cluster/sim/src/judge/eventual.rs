@@ -90,6 +90,12 @@ impl Eventual {
         }
     }
 
+    /// All owners of some keys were gone, and the table says so: copies start again, empty.
+    pub fn on_lost(&mut self, lost: impl Fn(&ItemKey) -> bool) {
+        self.floors.retain(|key, _| !lost(key));
+        self.held.retain(|(_, key), _| !lost(key));
+    }
+
     /// After the heal, an owner holds this: the version and whether it is visible.
     pub fn on_healed(
         &self,

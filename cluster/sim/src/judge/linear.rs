@@ -28,6 +28,11 @@ pub fn judge(
 ) -> Result<Finding, Violation> {
     let mut records: Vec<lin::Record> =
         calls.iter().filter_map(|call| record(call, rules)).collect();
+    records.extend(calls.iter().filter(|call| crosses(call, losses)).map(|call| lin::Record {
+        returned: i64::MAX,
+        answer: lin::Answer::Unknown,
+        ..unanswered(call, rules)
+    }));
     records.extend(losses.iter().map(|&(from, until)| lin::Record {
         client: u32::MAX,
         called: time(from),
@@ -47,6 +52,13 @@ pub fn judge(
     }
 }
 
+/// Whether a call went on over a loss. The answers to its earlier attempts were lost with the data,
+/// so the answer that it got at last may be its second.
+fn crosses(call: &Call, losses: &[(Time, Time)]) -> bool {
+    let over = |&(from, _): &(Time, Time)| call.called <= from && from <= call.returned;
+    call.may_have_changed() && losses.iter().any(over)
+}
+
 /// The record of a call; `None` when it certainly did nothing and saw nothing.
 fn record(call: &Call, rules: &Rules) -> Option<lin::Record> {
     let answer = match &call.ending {
@@ -61,17 +73,22 @@ fn record(call: &Call, rules: &Rules) -> Option<lin::Record> {
         lin::Answer::Unknown => i64::MAX,
         _ => time(call.returned),
     };
+    Some(lin::Record { returned, answer, ..unanswered(call, rules) })
+}
+
+/// The record of a call without its answer.
+fn unanswered(call: &Call, rules: &Rules) -> lin::Record {
     let deadline = rules
         .window(call)
         .map(|(earliest, latest)| lin::Deadline { earliest: time(earliest), latest: time(latest) });
-    Some(lin::Record {
+    lin::Record {
         client: call.client,
         called: time(call.called),
-        returned,
+        returned: i64::MAX,
         operation: operation(&call.operation),
         deadline,
-        answer,
-    })
+        answer: lin::Answer::Unknown,
+    }
 }
 
 fn time(at: Time) -> i64 {

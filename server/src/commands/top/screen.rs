@@ -15,6 +15,8 @@ use ratatui::{
     widgets::{Block, Clear, Paragraph, Row, Sparkline, Table},
 };
 
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+
 use super::figures::{CacheFigures, Figures, KeyFigure, NodeFigures, ProtocolFigures};
 use crate::commands::output::{count, shown, size, span};
 
@@ -232,13 +234,13 @@ impl Screen {
         }
         let hits = total.hit_percent.map_or("-".to_owned(), |percent| format!("{percent:.1}%"));
         let second = format!(
-            "ops/s {}  hits {hits}  memory {}/{}  items {}  evictions/s {}  connections {}",
+            "ops/s {}  hits {hits}  memory {}/{}  evict/s {}  conn {}  items {}",
             count(total.operations_per_second),
             size(total.memory_used),
             size(total.memory_limit),
-            count(total.items as f64),
             count(total.evictions_per_second),
             total.connections,
+            count(total.items as f64),
         );
         frame.render_widget(Paragraph::new(vec![Line::from(first), Line::raw(second)]), area);
     }
@@ -392,7 +394,7 @@ fn node_columns() -> Vec<Column<NodeFigures>> {
         figure("OUT/S", 10, |node| size(node.bytes_written_per_second as u64)),
         figure("UP", 8, |node| span(node.uptime_seconds.saturating_mul(1000))),
         text("ADDRESS", 21, |node: &NodeFigures| node.address.clone()),
-        text("VERSION", 12, |node: &NodeFigures| node.version.clone()),
+        text("VERSION", 20, |node: &NodeFigures| node.version.clone()),
     ]
 }
 
@@ -441,12 +443,37 @@ fn key_columns(
 ) -> Vec<Column<KeyFigure>> {
     let rest = width.saturating_sub(10 + COLUMN_GAP).max(1);
     vec![
-        text(heading, rest, |key: &KeyFigure| {
+        text(heading, rest, move |key: &KeyFigure| {
             let name = shown(&key.key);
-            if key.cache == "default" { name.into_owned() } else { format!("{}/{name}", key.cache) }
+            match &*key.cache {
+                "default" => elided(&name, rest),
+                cache => elided(&format!("{cache}/{name}"), rest),
+            }
         }),
         number(amount, 10, move |key: &KeyFigure| show(key.amount)),
     ]
+}
+
+/// A name without its middle when it is wider than this: keys differ at their ends.
+fn elided(name: &str, width: u16) -> String {
+    let width = usize::from(width);
+    if name.width() <= width {
+        return name.to_owned();
+    }
+    let half = width.saturating_sub(1) / 2;
+    let within = |chars: &mut dyn Iterator<Item = char>| {
+        let mut left = half;
+        let fits = chars.take_while(|c| {
+            let wide = c.width().unwrap_or(0);
+            let fits = wide <= left;
+            left = left.saturating_sub(wide);
+            fits
+        });
+        fits.collect::<Vec<char>>()
+    };
+    let head: String = within(&mut name.chars()).into_iter().collect();
+    let tail: String = within(&mut name.chars().rev()).into_iter().rev().collect();
+    format!("{head}…{tail}")
 }
 
 const HELP: &[&str] = &[
@@ -576,6 +603,16 @@ mod tests {
             assert!(screen.figures.nodes[0].error.is_some(), "{:?}", screen.sort);
             press(&mut screen, 's');
             press(&mut screen, 'r');
+        }
+    }
+
+    #[test]
+    fn a_long_key_loses_its_middle_and_keeps_its_ends() {
+        assert_eq!(elided("short", 5), "short");
+        assert_eq!(elided("key:0000000000000042", 11), "key:0…00042");
+        assert_eq!(elided("ключ:ключ:ключ", 7), "клю…люч");
+        for width in 0..12 {
+            assert!(elided("世界世界世界世界", width).width() <= usize::from(width).max(1));
         }
     }
 
