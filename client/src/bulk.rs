@@ -218,9 +218,12 @@ impl Cache {
         // What was refused for the batch's sake, or went to the wrong node, is asked for alone.
         let alone: Vec<_> = (0..items.len())
             .filter(|index| match &results[*index] {
-                Some(Ok(Reply { answer: Answer::Failed(error), .. })) => {
-                    error.is_not_applied()
-                        && self.options.retry.next(error, reads, 1, 0.0).is_some()
+                Some(Ok(Reply { answer: Answer::Failed(error), tracked, .. })) => {
+                    let untracked =
+                        tracked.is_some() && error.code() == Some(native::ErrorCode::LimitReached);
+                    let may = error.is_not_applied()
+                        && self.options.retry.next(error, reads, 1, 0.0).is_some();
+                    untracked || may
                 }
                 _ => false,
             })

@@ -111,10 +111,15 @@ impl Cache {
         let mut reopened = false;
         loop {
             let cache = self.reference(&connection, deadline).await?;
-            let error = match self.ask(call, &connection, cache, deadline, retry_number).await? {
-                Reply { answer: Answer::Failed(error), .. } => error,
-                reply => return Ok(reply),
+            let reply = self.ask(call, &connection, cache, deadline, retry_number).await?;
+            let Reply { answer: Answer::Failed(error), tracked, .. } = reply else {
+                return Ok(reply);
             };
+            if tracked.is_some() && error.code() == Some(ErrorCode::LimitReached) {
+                // The node remembers no more readers: read without being told of writes.
+                connection.freshness.tracking_refused(Instant::now());
+                continue;
+            }
             // The cache may have been dropped, and made again, since it was opened.
             let gone = error.code() == Some(ErrorCode::NoSuchCache) && error.is_not_applied();
             if gone && !reopened && self.forget_handle(&connection, cache) {
@@ -201,7 +206,9 @@ impl Cache {
     /// Whether reads over this connection can be kept near.
     pub(crate) fn can_track(&self, connection: &Connection, cache: CacheRef<'_>) -> bool {
         // Invalidations name the cache by its handle.
-        matches!(cache, CacheRef::Handle(_)) && connection.peer.can(capability::INVALIDATION)
+        matches!(cache, CacheRef::Handle(_))
+            && connection.peer.can(capability::INVALIDATION)
+            && connection.freshness.may_track(Instant::now())
     }
 
     /// A handle is not good any more. `false` when there was none.

@@ -18,7 +18,12 @@ pub(crate) struct Freshness {
     ended: AtomicBool,
     /// A read asked since the last ping.
     wanted: AtomicBool,
+    /// Microseconds from `origin` until which the node is not asked again to track reads.
+    untracked_us: AtomicU64,
 }
+
+/// How long a node that tracks no more connections is not asked again to do so.
+const UNTRACKED: Duration = Duration::from_secs(5);
 
 impl Freshness {
     pub(crate) fn new(now: Instant) -> Self {
@@ -27,6 +32,7 @@ impl Freshness {
             confirmed_us: AtomicU64::new(0),
             ended: AtomicBool::new(false),
             wanted: AtomicBool::new(false),
+            untracked_us: AtomicU64::new(0),
         }
     }
 
@@ -37,6 +43,19 @@ impl Freshness {
         // Ordered behind the invalidations that came before the pong: whoever sees this
         // confirmation sees them.
         self.confirmed_us.fetch_max(us, Ordering::Release);
+    }
+
+    /// The node tracks no more connections.
+    pub(crate) fn tracking_refused(&self, now: Instant) {
+        let until = now.saturating_duration_since(self.origin) + UNTRACKED;
+        let us = u64::try_from(until.as_micros()).unwrap_or(u64::MAX);
+        self.untracked_us.store(us, Ordering::Relaxed);
+    }
+
+    /// Whether the node may be asked to track a read.
+    pub(crate) fn may_track(&self, now: Instant) -> bool {
+        let until = Duration::from_micros(self.untracked_us.load(Ordering::Relaxed));
+        now.saturating_duration_since(self.origin) >= until
     }
 
     /// Nothing read over this connection is good any more.
@@ -102,6 +121,18 @@ mod tests {
         freshness.end();
 
         assert!(!freshness.holds(now, Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn a_node_that_refused_to_track_is_asked_again_later() {
+        let now = Instant::now();
+        let freshness = Freshness::new(now);
+        assert!(freshness.may_track(now));
+
+        freshness.tracking_refused(now);
+
+        assert!(!freshness.may_track(now + UNTRACKED - Duration::from_millis(1)));
+        assert!(freshness.may_track(now + UNTRACKED));
     }
 
     #[test]

@@ -54,14 +54,17 @@ impl RetryPolicy {
 fn can_pass(error: &Error) -> bool {
     match error.reason() {
         Reason::Unreachable { .. } | Reason::Disconnected { .. } => true,
-        Reason::Node { code, .. } | Reason::Refused { code, .. } => matches!(
+        Reason::Node { code, .. } => matches!(
             code,
             ErrorCode::Busy
                 | ErrorCode::NotOwner
                 | ErrorCode::ShuttingDown
                 | ErrorCode::NotEnoughCopies
-                | ErrorCode::LimitReached
         ),
+        // Too many connections, perhaps: others end.
+        Reason::Refused { code, .. } => {
+            matches!(code, ErrorCode::Busy | ErrorCode::ShuttingDown | ErrorCode::LimitReached)
+        }
         _ => false,
     }
 }

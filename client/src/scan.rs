@@ -137,17 +137,43 @@ impl Pages {
             return Ok(None);
         };
         let mut attempts = Attempts::new(&self.scan.cache, Operation::Scan, true);
-        let (cursor, entries) = loop {
+        let (cursor, mut entries) = loop {
             match self.scan.step(node, self.cursor.as_deref(), attempts.deadline).await {
                 Ok(page) => break attempts.succeeded(page)?,
                 Err(error) => attempts.failed(error, true).await?,
             }
         };
+        self.scan.complete(&mut entries).await?;
         if cursor.is_none() {
             self.nodes.pop_front();
         }
         self.cursor = cursor;
         Ok(Some(entries))
+    }
+}
+
+impl Scan {
+    /// Asks for the values that were too large for their page. Items that are gone by now leave
+    /// the page.
+    async fn complete(&self, entries: &mut Vec<Entry>) -> Result<(), Error> {
+        let lacks = |entry: &Entry| self.values && entry.value.is_none();
+        let keys: Vec<_> =
+            entries.iter().filter(|entry| lacks(entry)).map(|e| e.key.clone()).collect();
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let items = self.cache.without_near_cache().get_many(&keys).await;
+        for (entry, item) in entries.iter_mut().filter(|entry| lacks(entry)).zip(items) {
+            if let Some(item) = item? {
+                entry.version = item.version;
+                entry.flags = item.flags;
+                entry.ttl = item.ttl;
+                entry.value_len = item.value.len() as u64;
+                entry.value = Some(item.value);
+            }
+        }
+        entries.retain(|entry| !lacks(entry));
+        Ok(())
     }
 }
 

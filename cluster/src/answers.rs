@@ -189,7 +189,12 @@ mod tests {
     fn a_window_taken_from_a_snapshot_answers_like_the_original() {
         let mut answers = Answers::default();
         for counter in 1..=4 {
-            answers.record(id(1, counter), Outcome::Number(counter, Version(counter)), 10, &config());
+            answers.record(
+                id(1, counter),
+                Outcome::Number(counter, Version(counter)),
+                10,
+                &config(),
+            );
         }
         let mut copy = Answers::default();
         copy.record(id(1, 4), Outcome::Number(4, Version(4)), 10, &config());

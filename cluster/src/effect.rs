@@ -166,8 +166,9 @@ pub enum Outcome {
     Hit(Item),
     /// There is no item.
     NotFound,
-    /// There is no item, and the partition lost its data since the asker last heard: whether there
-    /// was one is unknown. Told once per asker, who then carries the new generation.
+    /// Whatever was asked, it met no item; and the partition lost its data since the asker last
+    /// heard, so that whether there was one is unknown. Told once per asker, who then carries the
+    /// new generation.
     Lost(Generation),
     /// Stored, as this version.
     Stored(Version),

@@ -196,10 +196,9 @@ impl Scene<'_> {
             None => Evaluated { change: self.removal(), outcome: Outcome::NotFound },
             Some(_) => match self.mismatch(compare) {
                 Some(outcome) => Evaluated::nothing(outcome),
-                None => Evaluated {
-                    change: Some(Change::Remove(self.next)),
-                    outcome: Outcome::Deleted,
-                },
+                None => {
+                    Evaluated { change: Some(Change::Remove(self.next)), outcome: Outcome::Deleted }
+                }
             },
         }
     }
@@ -349,7 +348,8 @@ mod tests {
     #[test]
     fn an_append_that_grows_too_large_is_not_stored_and_a_set_forgets_the_older_value() {
         let old = item("0123456789", 3);
-        let append = run(Some(&old), &store(StoreMode::Append, "0123456", Ttl::Never, None), &KEEPS);
+        let append =
+            run(Some(&old), &store(StoreMode::Append, "0123456", Ttl::Never, None), &KEEPS);
         assert_eq!(append, Evaluated::nothing(Outcome::NotStored));
         let set = store(StoreMode::Set, "0123456789abcdefg", Ttl::Never, None);
         let done = run(Some(&old), &set, &KEEPS);

@@ -13,8 +13,8 @@
 //! and increments are evaluated on the copy that takes them, and of concurrent writes the last wins.
 //!
 //! Cost: a write sends one message to each other owner and gets one back. A partition at rest sends a
-//! message of some 30 bytes per owner and repair interval. Knowing what a copy has takes about 120
-//! bytes per key beside the item.
+//! message of some 30 bytes per owner and repair interval. Knowing what a copy has takes 168
+//! bytes and the key once more per item; see [`Eventual::bytes`].
 
 pub mod catalog;
 pub mod context;
@@ -85,7 +85,7 @@ pub struct EventualConfig {
     pub retry_max_ms: u64,
     /// How long an answer to a repair step may take before it is sent again.
     pub step_timeout_ms: u64,
-    /// Repair sessions that this node drives at once.
+    /// Repair sessions of this node that fetch at once.
     pub sessions_max: usize,
     /// Keys or records in a repair chunk.
     pub chunk_items: usize,
@@ -214,10 +214,9 @@ impl Eventual {
                 let mine = partitions.iter().enumerate().filter(|(_, state)| {
                     state.in_sync.contains(&turn.me) || state.learners.contains(&turn.me)
                 });
-                places.extend(mine.map(|(at, _)| Place {
-                    group: *group,
-                    partition: PartitionId(at as u32),
-                }));
+                places.extend(
+                    mine.map(|(at, _)| Place { group: *group, partition: PartitionId(at as u32) }),
+                );
             }
         }
         let caches: BTreeSet<CacheId> =
@@ -225,9 +224,9 @@ impl Eventual {
         let dropped = !self.caches.is_subset(&caches);
         self.caches = caches;
         for place in places {
-            let state = turn.topology.partition(place).cloned();
+            let state = turn.topology.partition(place);
             self.run(turn, place, true, |replica, cx| {
-                replica.on_topology(cx, state.as_ref());
+                replica.on_topology(cx, state);
                 if dropped {
                     replica.on_caches_dropped(cx);
                 }
@@ -237,7 +236,9 @@ impl Eventual {
             .hint_states
             .iter()
             .filter(|(place, state)| {
-                turn.topology.partition(**place).is_none_or(|now| now.generation != state.generation)
+                turn.topology
+                    .partition(**place)
+                    .is_none_or(|now| now.generation != state.generation)
             })
             .map(|(place, _)| *place)
             .collect();
@@ -294,13 +295,7 @@ impl Eventual {
 
     /// A client asks for something in a partition none of whose owners this node can reach. A write
     /// is kept as a hint; what cannot be told without an owner is refused.
-    pub fn stand_in(
-        &mut self,
-        turn: &mut Turn<'_>,
-        asker: Asker,
-        place: Place,
-        request: &Request,
-    ) {
+    pub fn stand_in(&mut self, turn: &mut Turn<'_>, asker: Asker, place: Place, request: &Request) {
         let reply = self.keep_hint(turn, place, request);
         turn.reply(asker, reply);
     }
@@ -383,6 +378,12 @@ impl Eventual {
         &self.shared.clock
     }
 
+    /// Memory that the copies take beside the store, about: to be counted in the node's ceiling.
+    pub fn bytes(&self) -> usize {
+        let catalogs: usize = self.replicas.values().map(|replica| replica.catalog().bytes()).sum();
+        catalogs + self.hints.bytes()
+    }
+
     /// What happened since the start.
     pub fn stats(&self) -> EventualStats {
         self.shared.stats
@@ -448,12 +449,7 @@ impl Eventual {
         }
     }
 
-    fn keep_hint(
-        &mut self,
-        turn: &mut Turn<'_>,
-        place: Place,
-        request: &Request,
-    ) -> Reply {
+    fn keep_hint(&mut self, turn: &mut Turn<'_>, place: Place, request: &Request) -> Reply {
         let refuse = |refusal| Reply::NotApplied(refusal);
         let Some(cache) = turn.topology.cache(request.key.cache) else {
             return refuse(Refusal::NoSuchCache);
@@ -528,12 +524,7 @@ impl Eventual {
         }
     }
 
-    fn take_own_hints(
-        &mut self,
-        turn: &mut Turn<'_>,
-        place: Place,
-        records: &[Record],
-    ) {
+    fn take_own_hints(&mut self, turn: &mut Turn<'_>, place: Place, records: &[Record]) {
         let mut taken = Vec::new();
         self.run(turn, place, false, |replica, cx| taken = replica.take_hints(cx, records));
         self.shared.stats.hints_delivered += taken.len() as u64;

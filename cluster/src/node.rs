@@ -375,8 +375,10 @@ impl<S: Store> Node<S> {
                 }
                 Body::Settled(places) => {
                     for (place, term, applied) in places {
-                        if let Some(replica) = self.replicas.get_mut(&place) {
-                            replica.on_settled(term, applied, clock_ms);
+                        if self.replicas.contains_key(&place) {
+                            self.run(now, place, actions, |replica, cx| {
+                                replica.on_settled(cx, term, applied, clock_ms);
+                            });
                         }
                     }
                 }
@@ -428,9 +430,8 @@ impl<S: Store> Node<S> {
                 let mine = partitions.iter().enumerate().filter(|(_, state)| {
                     state.in_sync.contains(&me) || state.learners.contains(&me)
                 });
-                places.extend(
-                    mine.map(|(at, _)| Place { group, partition: PartitionId(at as u32) }),
-                );
+                places
+                    .extend(mine.map(|(at, _)| Place { group, partition: PartitionId(at as u32) }));
             }
         }
         for place in places {

@@ -34,7 +34,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use self::{
     chains::{Board, Move, lift, relieve},
-    shares::{Bounds, zone_limit},
+    shares::{Bounds, Occasion, zone_limit},
 };
 use crate::ids::{NodeId, PartitionId};
 
@@ -124,10 +124,16 @@ pub fn place(
     }
     let nodes: Vec<&Candidate<'_>> = usable.into_values().collect();
     let preference = Preference::new(&nodes, partitions);
-    let (copies, is_new) = (copies.min(nodes.len()), present.is_empty());
-    let mut copies = Copies::new(&nodes, partitions, copies, &preference, is_new);
+    let is_known = |owner: &NodeId| nodes.binary_search_by_key(owner, |node| node.node).is_ok();
+    let occasion = match present.is_empty() {
+        true => Occasion::First,
+        false if present.iter().flatten().all(is_known) => Occasion::Change,
+        false => Occasion::Loss,
+    };
+    let copies = copies.min(nodes.len());
+    let mut copies = Copies::new(&nodes, partitions, copies, &preference, occasion);
     copies.keep(present);
-    copies.fill(!is_new);
+    copies.fill(occasion != Occasion::First);
     // First with what has to find a place anyway, and only then with what lies well.
     copies.only_new = true;
     relieve(&mut copies);
@@ -135,7 +141,7 @@ pub fn place(
     copies.only_new = false;
     lift(&mut copies);
     relieve(&mut copies);
-    let mut primaries = Primaries::new(&nodes, copies, is_new);
+    let mut primaries = Primaries::new(&nodes, copies, occasion);
     primaries.choose(present);
     relieve(&mut primaries);
     lift(&mut primaries);
@@ -278,7 +284,7 @@ impl<'a> Copies<'a> {
         partitions: u32,
         copies: usize,
         preference: &'a Preference,
-        is_new: bool,
+        occasion: Occasion,
     ) -> Self {
         let zones = zone_numbers(nodes);
         let zone_limit = zone_limit(&zones, copies);
@@ -295,7 +301,7 @@ impl<'a> Copies<'a> {
             before: vec![VACANT; partitions as usize * copies],
             is_new: vec![true; partitions as usize * copies],
             only_new: false,
-            bounds: Bounds::new(shares, partitions, is_new),
+            bounds: Bounds::new(shares, partitions, occasion),
             held: vec![0; nodes.len()],
         }
     }
@@ -357,7 +363,7 @@ impl<'a> Copies<'a> {
                             && self.may_take(partition, slot, node)
                     })
                 };
-                let underfull = if underfull_first { find(&self.bounds.floor) } else { None };
+                let underfull = if underfull_first { find(&self.bounds.lean) } else { None };
                 if let Some(to) = underfull.or_else(|| find(&self.bounds.room)) {
                     self.apply(Move { partition: partition as u32, slot: slot as u8, to });
                 }
@@ -440,12 +446,12 @@ struct Primaries<'a> {
 }
 
 impl<'a> Primaries<'a> {
-    fn new(nodes: &[&Candidate<'_>], copies: Copies<'a>, is_new: bool) -> Self {
+    fn new(nodes: &[&Candidate<'_>], copies: Copies<'a>, occasion: Occasion) -> Self {
         let weights: Vec<u32> = nodes.iter().map(|node| node.weight_milli).collect();
         let shares = shares::of_primaries(&weights, &copies.held, copies.partitions as u32);
         Self {
             slot: vec![0; copies.partitions],
-            bounds: Bounds::new(shares, copies.partitions as u32, is_new),
+            bounds: Bounds::new(shares, copies.partitions as u32, occasion),
             held: vec![0; nodes.len()],
             copies,
         }

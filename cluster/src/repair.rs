@@ -191,6 +191,8 @@ pub struct Session {
     pub tries: u32,
     /// Bytes fetched.
     pub bytes: u64,
+    /// Whether it was given one of the node's places for sessions that fetch.
+    pub admitted: bool,
     /// Whether the peer should fetch soon, too.
     soon: bool,
     stage: Stage,
@@ -216,7 +218,7 @@ impl Session {
     /// A session about to send its first step.
     pub fn new(id: u64, peer: Member, soon: bool, now: Mono) -> Self {
         let stage = Stage::Comparing;
-        Self { id, peer, started: now, due: now, tries: 0, bytes: 0, soon, stage }
+        Self { id, peer, started: now, due: now, tries: 0, bytes: 0, admitted: false, soon, stage }
     }
 
     /// The step to send now. Made anew each time, so that a repeated one lists what is there now.
@@ -236,6 +238,11 @@ impl Session {
             have.push((position.clone(), entry.write));
         }
         Pull::Keys { buckets: *buckets, after: after.clone(), through: through.clone(), have }
+    }
+
+    /// Whether there is something to fetch, rather than to compare.
+    pub fn is_fetching(&self) -> bool {
+        matches!(self.stage, Stage::Fetching { .. })
     }
 
     /// Takes in an answer.

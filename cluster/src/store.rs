@@ -218,9 +218,7 @@ impl Store for MapStore {
     }
 
     fn maintain(&mut self, clock_ms: u64) {
-        self.retain(|place, _, item| {
-            place.group.mode == Mode::Eventual || !item.is_over(clock_ms)
-        });
+        self.retain(|place, _, item| place.group.mode == Mode::Eventual || !item.is_over(clock_ms));
     }
 
     fn drop_cache(&mut self, cache: CacheId) {

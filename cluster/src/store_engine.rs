@@ -154,12 +154,7 @@ fn item(info: &ItemInfo, value: &Value<'_>) -> Item {
         Value::Inline(bytes) => Bytes::copy_from_slice(bytes),
         Value::Large(pinned) => Bytes::from(pinned.slices().concat()),
     };
-    Item {
-        value,
-        flags: info.flags,
-        version: Version(info.version),
-        deadline_ms: info.deadline_ms,
-    }
+    Item { value, flags: info.flags, version: Version(info.version), deadline_ms: info.deadline_ms }
 }
 
 impl Store for EngineStore {
@@ -169,13 +164,7 @@ impl Store for EngineStore {
         cache.read(&key.key, hash, used, cache.clock_ms(self.clock_ms))
     }
 
-    fn apply(
-        &mut self,
-        _place: Place,
-        effect: &Effect,
-        may_evict: bool,
-        _clock_ms: u64,
-    ) -> Stored {
+    fn apply(&mut self, _place: Place, effect: &Effect, may_evict: bool, _clock_ms: u64) -> Stored {
         let Some(cache) = self.caches.get(&effect.key.cache) else { return Stored::Full };
         let clock_ms = cache.clock_ms(self.clock_ms);
         let key = &effect.key.key;
@@ -217,7 +206,8 @@ impl Store for EngineStore {
                 let page = cache.store.scan(position, 1, clock_ms, |entry| {
                     let hash = kiln_engine::Store::hash(entry.key);
                     if self.partition_of(hash) == place.partition {
-                        let value = entry.value.map(|value| item(&entry.info, &Value::Inline(value)));
+                        let value =
+                            entry.value.map(|value| item(&entry.info, &Value::Inline(value)));
                         found.push((Bytes::copy_from_slice(entry.key), hash, value));
                     }
                 });
@@ -332,14 +322,18 @@ mod tests {
         for number in 0..100 {
             assert_eq!(put(&mut store, &format!("k{number}"), value(number), 3), Stored::Done);
         }
-        let places = (0..4).map(|partition| Place { group: GROUP, partition: PartitionId(partition) });
+        let places =
+            (0..4).map(|partition| Place { group: GROUP, partition: PartitionId(partition) });
         let before: Vec<_> = places.clone().map(|place| all(&store, place)).collect();
         assert_eq!(before.iter().map(BTreeMap::len).sum::<usize>(), 100);
         for number in 0..100 {
             let key = key(&format!("k{number}"));
             let place = place_of(&store, &key);
             let item = &before[place.partition.0 as usize][&key];
-            assert_eq!((item.value.clone(), item.flags, item.version), (value(number), 5, Version(3)));
+            assert_eq!(
+                (item.value.clone(), item.flags, item.version),
+                (value(number), 5, Version(3))
+            );
         }
         let first = Place { group: GROUP, partition: PartitionId(0) };
         let mut steps = 0;
@@ -376,12 +370,8 @@ mod tests {
         let mut store = engine(PolicyKind::None);
         let key = key("k");
         let place = place_of(&store, &key);
-        let item = Item {
-            value: "v".into(),
-            flags: 0,
-            version: Version(1),
-            deadline_ms: Some(5_000),
-        };
+        let item =
+            Item { value: "v".into(), flags: 0, version: Version(1), deadline_ms: Some(5_000) };
         let effect = Effect { key: key.clone(), change: Change::Put(item) };
         assert_eq!(store.apply(place, &effect, false, 1_000), Stored::Done);
         assert!(store.read(place, &key, false, 9_000).is_some());

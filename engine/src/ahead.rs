@@ -19,20 +19,30 @@ pub struct Ahead<'a> {
     store: &'a Store,
     hashes: &'a [u64],
     next: usize,
+    /// Bit i, counted from `next`, is set where the item was not in the first bucket.
+    chained: u64,
 }
 
 impl<'a> Ahead<'a> {
     #[inline]
     pub(crate) fn new(store: &'a Store, hashes: &'a [u64]) -> Self {
+        let mut ahead = Self { store, hashes, next: 0, chained: 0 };
         // One alone waits as long either way.
-        let hashes_to_fetch = if hashes.len() > 1 { hashes } else { &[] };
-        for &hash in hashes_to_fetch.iter().take(BUCKETS_AHEAD) {
-            store.prefetch_bucket(hash);
+        if hashes.len() > 1 {
+            for &hash in hashes.iter().take(BUCKETS_AHEAD) {
+                store.prefetch_bucket(hash);
+            }
+            for (place, &hash) in hashes.iter().enumerate().take(ITEMS_AHEAD) {
+                ahead.prefetch_item(hash, place);
+            }
         }
-        for &hash in hashes_to_fetch.iter().take(ITEMS_AHEAD) {
-            store.prefetch_item(hash);
-        }
-        Self { store, hashes, next: 0 }
+        ahead
+    }
+
+    #[inline]
+    fn prefetch_item(&mut self, hash: u64, place: usize) {
+        let chained = self.store.prefetch_item(hash);
+        self.chained |= u64::from(chained) << place;
     }
 }
 
@@ -47,8 +57,14 @@ impl Iterator for Ahead<'_> {
             if let Some(&latest) = self.hashes.get(at + BUCKETS_AHEAD) {
                 self.store.prefetch_bucket(latest);
             }
-            self.store.prefetch_item(later);
+            self.prefetch_item(later, ITEMS_AHEAD);
         }
+        if self.chained >> CHAINED_AHEAD & 1 != 0
+            && let Some(&later) = self.hashes.get(at + CHAINED_AHEAD)
+        {
+            self.store.prefetch_chained(later);
+        }
+        self.chained >>= 1;
         self.next += 1;
         Some(hash)
     }
@@ -67,10 +83,15 @@ impl std::fmt::Debug for Ahead<'_> {
     }
 }
 
-/// How many places ahead items are asked for: an item takes three or four misses, and no more than
-/// some twenty are under way at once.
+/// How many places ahead items are asked for: an item takes three or four misses, each of which
+/// takes as long as the work on one or two others.
 const ITEMS_AHEAD: usize = 12;
 
 /// How many places ahead buckets are asked for: long enough for them to come before the item is
 /// asked for.
 const BUCKETS_AHEAD: usize = 2 * ITEMS_AHEAD;
+
+/// How many places ahead items in the second bucket are asked for.
+const CHAINED_AHEAD: usize = ITEMS_AHEAD / 2;
+
+const _: () = assert!(ITEMS_AHEAD < u64::BITS as usize);

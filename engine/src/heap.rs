@@ -441,18 +441,19 @@ impl Heap {
         const PAGES_LOOKED_AT: usize = 64;
         /// A look that finds nothing is not repeated for so many calls.
         const REST: u32 = 32;
-        if self.roomy > 0 {
-            let (_, class) = self
-                .classes
-                .iter()
-                .enumerate()
-                .filter(|(id, class)| {
-                    class.kind != PageKind::Buckets
-                        && not != Some(ClassId(*id as u16))
-                        && class.pages > 1
-                        && class.free_slots >= u32::from(class.slots_per_page)
-                })
-                .max_by_key(|(_, class)| u64::from(class.free_slots) * u64::from(class.slot_len))?;
+        // The class that wants the page may be the only roomy one: then the second way is left.
+        let classes = if self.roomy > 0 { &self.classes[..] } else { &[] };
+        let roomiest = classes
+            .iter()
+            .enumerate()
+            .filter(|(id, class)| {
+                class.kind != PageKind::Buckets
+                    && not != Some(ClassId(*id as u16))
+                    && class.pages > 1
+                    && class.free_slots >= u32::from(class.slots_per_page)
+            })
+            .max_by_key(|(_, class)| u64::from(class.free_slots) * u64::from(class.slot_len));
+        if let Some((_, class)) = roomiest {
             let best = self
                 .partial_pages(class)
                 .take(PAGES_LOOKED_AT)

@@ -17,10 +17,10 @@
 //! - in a chain of buckets all but the last are full, and no overflow bucket is empty;
 //! - an unused entry has tag 0 and slot 0; used tags are never 0.
 //!
-//! Cost: 64 bytes for 7 items on average, 9 to 10 bytes an item with overflow buckets; a split moves
-//! about 9 entries and hashes their keys. Buckets still to be split in a round are up to twice as
-//! full as those already split, so 2 % of the items are in overflow buckets, at most 4 %: each costs
-//! a cache miss more. With 9 items a bucket they were 7 % and 9 %, for 1.3 bytes an item less.
+//! Cost: 64 bytes for 9 items on average where it is in balance, about 8 bytes an item with
+//! overflow buckets; a split moves about 9 entries and hashes their keys. Buckets still to be split
+//! in a round are up to twice as full as those already split, so 7 % of the items are in overflow
+//! buckets, at most 9 %: each costs a cache miss more.
 
 use std::sync::atomic::AtomicU32;
 
@@ -34,7 +34,7 @@ const WAYS: usize = 12;
 const BUCKETS_PER_PAGE: usize = PAGE_LEN / BUCKET_LEN;
 const LEVEL_MIN: u32 = BUCKETS_PER_PAGE.trailing_zeros();
 /// A bucket is split when there are more items than this a bucket on average …
-const LOAD_MAX: usize = 7;
+const LOAD_MAX: usize = 9;
 /// … and merged when there are fewer than this.
 const LOAD_MIN: usize = 4;
 
@@ -536,7 +536,8 @@ pub(crate) fn prefetch_early(pointer: *const u8) {
     let _ = pointer;
 }
 
-/// Lines of an item's head, its key and a small value.
+/// Lines of an item's head, its key and a small value: as most items begin in the middle of a line,
+/// one more than they are long.
 pub(crate) const ITEM_LINES: usize = 4;
 
 /// Asks for these lines of an item that is about to be read.

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   Store            hashes, chooses the shard, moves large values outside the lock
+//!     ShardView      reads without the lock, of what changes nothing
 //!     Shard          one lock: what happens to an item happens here
 //!       Index        hash -> item address: linear hashing, one cache line a bucket
 //!       Items        how an item lies in its slot

@@ -152,7 +152,8 @@ pub struct ItemInfo {
     pub version: u64,
     /// Unix milliseconds at which it ends.
     pub deadline_ms: Option<u64>,
-    /// Seconds since the last use, before this one.
+    /// Seconds since the last use, before this one. Up to a minute too many: of an item used all the
+    /// time, one use a minute is noted.
     pub idle_s: u32,
     /// Whether it had been read since it was stored, before this.
     pub fetched: bool,

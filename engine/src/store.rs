@@ -1,7 +1,8 @@
 //! A cache: its shards, and what needs more than one of them or none of their locks.
 //!
 //! The key's hash chooses the shard; an operation holds that one lock for as long as it takes to
-//! change words and copy a small value. Values above 16 KiB are copied outside the lock: writes
+//! change words and copy a small value. A read of a small value that changes nothing takes no lock
+//! at all ([`ShardView`]); one that only has to be noted takes it for the note. Values above 16 KiB are copied outside the lock: writes
 //! fill chunks that belong to nobody yet and then link them, reads pin the item and go through it
 //! at leisure ([`PinnedValue`]).
 //!
@@ -24,8 +25,8 @@ use crate::ops::{
     ItemInfo, Stats, TouchOutcome, WriteMode, WriteOptions, WriteOutcome,
 };
 use crate::policy::{Policy, PolicyKind};
-use crate::region::{PAGE_LEN, Region};
 use crate::racy::CopyBuffer;
+use crate::region::{PAGE_LEN, Region};
 use crate::seqlock::Moment;
 use crate::shard::{Full, Now, Shard, Source};
 use crate::tally::{Sums, Tally};
@@ -386,10 +387,16 @@ impl Store {
         self.view(hash).prefetch_bucket(hash);
     }
 
-    /// Asks for the item of a key, whose bucket was asked for a while ago.
+    /// Asks for the item of a key, whose bucket was asked for a while ago. True when that is in a
+    /// second bucket, now asked for: then [`prefetch_chained`](Self::prefetch_chained) goes on.
     #[inline]
-    pub(crate) fn prefetch_item(&self, hash: u64) {
-        self.view(hash).prefetch_item(hash);
+    pub(crate) fn prefetch_item(&self, hash: u64) -> bool {
+        self.view(hash).prefetch_item(hash)
+    }
+
+    #[inline]
+    pub(crate) fn prefetch_chained(&self, hash: u64) {
+        self.view(hash).prefetch_chained(hash);
     }
 
     // ---- reading -------------------------------------------------------------------------

@@ -159,7 +159,6 @@ mod tests {
     use std::sync::Barrier;
 
     #[test]
-    #[expect(clippy::disallowed_methods, reason = "threads are what is tested")]
     fn no_count_is_lost_with_more_threads_than_places_whoever_comes_and_goes() {
         const THREADS: usize = PLACES + 20;
         const EACH: u64 = 1000;

@@ -23,16 +23,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use crate::heap::{NIL, Slot};
-use crate::index::{Extent, RacyBucket, bucket_at, prefetch_early, prefetch_lines};
+use crate::index::{Extent, ITEM_LINES, RacyBucket, bucket_at, prefetch_early, prefetch_lines};
 use crate::item::{Head, Parts, Plain};
 use crate::racy::{CopyBuffer, RacyBytes};
 use crate::region::Region;
 use crate::seqlock::{Moment, Sequence};
 use crate::shard::Shard;
-
-/// Lines of an item that are asked for ahead: one more than a small one has, as most begin in the
-/// middle of a line.
-const ITEM_LINES_EARLY: usize = 4;
 
 /// Overflow buckets a lookup follows. A chain that a writer is changing may seem to have no end.
 const CHAIN_MAX: usize = 8;
@@ -113,22 +109,44 @@ impl ShardView {
     }
 
     /// Asks for what a lookup of this hash will read behind the bucket: items whose tag matches, of
-    /// which there is most often one, or else the next bucket.
+    /// which there is most often one, or else the next bucket. True in that case:
+    /// [`prefetch_chained`](Self::prefetch_chained) goes on from there.
     #[inline]
-    pub(crate) fn prefetch_item(&self, hash: u64) {
+    pub(crate) fn prefetch_item(&self, hash: u64) -> bool {
         let bucket = self.bucket_at(hash).and_then(|at| RacyBucket::at(&self.bytes, at));
-        let Some(bucket) = bucket else { return };
-        let mut matches = bucket.matching(hash);
-        if matches == 0 {
-            prefetch_early(self.bytes.address(self.offset(bucket.overflow())));
+        let Some(bucket) = bucket else { return false };
+        let next = bucket.overflow();
+        let chained = !self.prefetch_matches(&bucket, hash) && next != NIL;
+        if chained {
+            prefetch_early(self.bytes.address(self.offset(next)));
         }
+        chained
+    }
+
+    /// Asks for the items whose tag matches in the second bucket of this hash.
+    #[cold]
+    pub(crate) fn prefetch_chained(&self, hash: u64) {
+        let bucket = |at| RacyBucket::at(&self.bytes, at);
+        if let Some(first) = self.bucket_at(hash).and_then(bucket)
+            && let Some(second) = bucket(self.offset(first.overflow()))
+        {
+            self.prefetch_matches(&second, hash);
+        }
+    }
+
+    /// Asks for the items whose tag matches. False when there is none.
+    #[inline(always)]
+    fn prefetch_matches(&self, bucket: &RacyBucket, hash: u64) -> bool {
+        let mut matches = bucket.matching(hash);
+        let any = matches != 0;
         while matches != 0 {
             let item = self.bytes.address(self.offset(bucket.slot(matches.trailing_zeros())));
-            for line in 0..ITEM_LINES_EARLY {
+            for line in 0..ITEM_LINES {
                 prefetch_early(item.wrapping_add(line * 64));
             }
             matches &= matches - 1;
         }
+        any
     }
 
     /// The item with this key, as it is at `moment`, if it is plain and small; its value copied to

@@ -27,6 +27,7 @@ use tokio::{
 use crate::{
     admin, announce,
     auth::AuthFile,
+    caches::CacheSettings,
     config::{Config, Loaded, LogFormat},
     connections::Endpoint,
     failure::Failure,
@@ -55,6 +56,8 @@ pub(crate) fn run(loaded: Loaded) -> Result<(), Failure> {
     let node = Node::new(config.clone(), auth, sockets.endpoints()?);
     let node =
         Arc::new(node.map_err(|error| Failure::Failed(format!("cannot make the store: {error}")))?);
+
+    make_caches(&node, &loaded)?;
 
     // From here on a signal stops the node in good order, also while it is starting.
     let runtime = runtime::Builder::new_current_thread()
@@ -112,6 +115,20 @@ pub(crate) fn run(loaded: Loaded) -> Result<(), Failure> {
         tracing::info!("stopped");
     }
     ended
+}
+
+/// Makes the caches that the file asks for.
+fn make_caches(node: &Node, loaded: &Loaded) -> Result<(), Failure> {
+    for spec in &loaded.caches {
+        let fail = |reason: String| {
+            Failure::Failed(format!("cannot make the cache `{}` (caches): {reason}", spec.name))
+        };
+        let settings = CacheSettings::from_spec(spec, node.value_len_max());
+        let settings = settings.map_err(|error| fail(error.to_string()))?;
+        let made = node.caches.create(settings, node.clock.now_ms());
+        made.map_err(|error| fail(error.to_string()))?;
+    }
+    Ok(())
 }
 
 fn load_users(config: &Config) -> Result<Option<AuthFile>, Failure> {

@@ -7,7 +7,8 @@ mod common;
 
 use std::{fs, path::Path};
 
-use common::{Finished, Node, kiln, run};
+use common::{Finished, Node, kiln, native::Native, run};
+use kiln_protocol::native::{Op, admin::CacheInfo};
 
 fn file(text: &str) -> tempfile::NamedTempFile {
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -113,6 +114,20 @@ fn a_node_takes_its_settings_from_the_file() {
     assert_eq!((node.field("name"), node.field("http")), ("from-file", "off"));
     assert!(node.connect().ask("version\r\n").starts_with("VERSION "));
     node.stop();
+}
+
+#[test]
+fn a_node_makes_the_caches_that_its_file_asks_for_or_does_not_start() {
+    let good = file("[caches.users]\nmemory = \"8m\"\neviction = \"lru\"\n");
+    let node = Node::start(&["--config", name(good.path()), "--memory", "64m"]);
+    let mut client = Native::connect(&node);
+    let users: CacheInfo = client.named(Op::ShowCache, "users").structure();
+    assert_eq!((users.spec.memory, users.spec.eviction.as_str()), (8 << 20, "lru"));
+
+    let large = file("[caches.users]\nmemory = \"60m\"\n");
+    let finished = run(&common::serve(&["--config", name(large.path()), "--memory", "64m"]));
+    assert_eq!(finished.code, Some(1));
+    assert!(finished.err.contains("cache `users`"), "{}", finished.err);
 }
 
 #[test]

@@ -170,18 +170,8 @@ impl fmt::Display for Comparison {
         writeln!(f, "rounds        {}, medians", self.rounds)?;
         writeln!(
             f,
-            "{:<14} {:>10} {:>6} {:>10} {:>9} {:>6} {:>9} {:>9} {:>7} {:>7} {:>6}",
-            "",
-            "cpu us/op",
-            "ratio",
-            "ops/s",
-            "p50 us",
-            "ratio",
-            "p99",
-            "p99.9",
-            "hits %",
-            "waited",
-            "errors"
+            "{:<10} {:>9} {:>6} {:>9} {:>8} {:>6} {:>8} {:>8} {:>6} {:>7}",
+            "", "cpu us/op", "ratio", "ops/s", "p50 us", "ratio", "p99", "p99.9", "hit %", "waited"
         )?;
         for contestant in &self.contestants {
             let some = |figure: Option<f64>, digits| {
@@ -189,7 +179,7 @@ impl fmt::Display for Comparison {
             };
             writeln!(
                 f,
-                "{:<14} {:>10} {:>6} {:>10.0} {:>9.1} {:>6.2} {:>9.1} {:>9.1} {:>7} {:>6.0}% {:>6}",
+                "{:<10} {:>9} {:>6} {:>9.0} {:>8.1} {:>6.2} {:>8.1} {:>8.1} {:>6} {:>6.0}%",
                 contestant.name,
                 some(contestant.server_cpu_us, 3),
                 some(contestant.server_cpu_ratio, 2),
@@ -200,9 +190,9 @@ impl fmt::Display for Comparison {
                 contestant.p999_us,
                 some(contestant.hit_percent, 1),
                 contestant.waited_percent,
-                contestant.errors,
             )?;
         }
+        writeln!(f, "errors        {}", self.errors())?;
         for contestant in &self.contestants {
             if let Some(first) = &contestant.first_error {
                 writeln!(f, "first error   {}: {first}", contestant.name)?;

@@ -369,7 +369,7 @@ impl fmt::Display for Report {
             if let Some(cpu) = cpu {
                 writeln!(
                     f,
-                    "{name:<13} {:.3} us/op (user {:.3}, system {:.3}), {:.0} % of a core, waited {:.0} %",
+                    "{name:<13} {:.3} us/op (user {:.3}, system {:.3}), {:.0} % busy, waited {:.0} %",
                     cpu.total_us, cpu.user_us, cpu.system_us, cpu.busy_percent, cpu.waited_percent
                 )?;
             }

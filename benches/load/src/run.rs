@@ -505,24 +505,31 @@ impl Director<'_> {
         let (done_before, at_before) = self.shown.replace((done, at)).unwrap_or((done, at));
         let seconds = at.duration_since(at_before).as_secs_f64();
         let rate = if seconds > 0.0 { (done - done_before) as f64 / seconds } else { 0.0 };
-        let mut line = format!("{:<7} {rate:>9.0} ops/s", self.stage.name());
+        let mut line = format!("{:<7} {rate:>7.0} ops/s", self.stage.name());
         let reads = recent.hits + recent.misses;
         if reads > 0 {
-            let _ = write!(line, "  hit {:.1} %", 100.0 * recent.hits as f64 / reads as f64);
+            let _ = write!(line, "  hit {:.1}%", 100.0 * recent.hits as f64 / reads as f64);
         }
         if !recent.latencies.is_empty() {
             let Quantiles { p50_us, p99_us, p999_us, max_us, .. } =
                 Quantiles::of(&recent.latencies);
-            let _ = write!(
-                line,
-                "  p50 {p50_us:.0} p99 {p99_us:.0} p99.9 {p999_us:.0} max {max_us:.0} us"
-            );
+            let [p50, p99, p999, max] = [p50_us, p99_us, p999_us, max_us].map(short);
+            let _ = write!(line, "  p50 {p50} p99 {p99} p99.9 {p999} max {max}");
         }
         let errors = self.shared.sum(|gauge| &gauge.errors);
         if errors > 0 {
             let _ = write!(line, "  errors {errors}");
         }
         self.bar.set_message(line);
+    }
+}
+
+/// A latency in three digits or so.
+fn short(us: f64) -> String {
+    match us {
+        ..1e3 => format!("{us:.0}us"),
+        ..1e6 => format!("{:.1}ms", us / 1e3),
+        _ => format!("{:.1}s", us / 1e6),
     }
 }
 

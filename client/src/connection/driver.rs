@@ -44,11 +44,16 @@ pub(crate) struct Driver {
     timer: Pin<Box<Sleep>>,
     /// What the timer is set to.
     timer_at: Instant,
+    /// When something was last read, as far as it was looked at the clock.
     read_at: Instant,
+    /// Something was read since.
+    heard: bool,
     /// When near caches were last confirmed.
     confirmed_at: Option<Instant>,
     /// Near caches were read before that, so it is looked again whether they still are.
     confirming: bool,
+    /// The last turn left the writing to the next.
+    corked: bool,
     /// Used again and again: answers of one read, and the calls that they wake.
     answers: Vec<(u32, Answer)>,
     wakers: Vec<Waker>,
@@ -70,8 +75,10 @@ impl Driver {
             timer: Box::pin(sleep_until(TokioInstant::from_std(timer_at))),
             timer_at,
             read_at: now,
+            heard: false,
             confirmed_at: None,
             confirming: false,
+            corked: false,
             answers: Vec::new(),
             wakers: Vec::new(),
         }
@@ -93,23 +100,14 @@ impl Driver {
     }
 
     fn progress(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        {
-            let mut state = self.connection.state.lock();
-            if state.failed.is_some() {
-                return Err(io::ErrorKind::ConnectionAborted.into());
-            }
-            match &state.driver {
-                Some(waker) if waker.will_wake(cx.waker()) => {}
-                _ => state.driver = Some(cx.waker().clone()),
-            }
-            state.awake = false;
-            state.corked = false;
-            state.flush()?;
-        }
+        let mut woken = 0;
         while self.read(cx)?.is_ready() {
-            self.deliver(cx)?;
+            woken += self.deliver()?;
         }
-        self.watch_time(cx)
+        // Several tasks were given answers and are about to ask again: write after their turn. But
+        // never put it off twice, or those that have asked already wait for ever.
+        self.corked = woken > 1 && !self.corked;
+        self.write_and_watch(cx)
     }
 
     /// One read.
@@ -131,8 +129,8 @@ impl Driver {
         }
     }
 
-    /// Hands out all whole answers of the buffer.
-    fn deliver(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+    /// Hands out all whole answers of the buffer. Returns how many calls were woken.
+    fn deliver(&mut self) -> io::Result<usize> {
         let Self { inbox, answers, pushes, connection, .. } = self;
         // An error frame that belongs to no request: the node's last words.
         let mut last_words = None;
@@ -151,8 +149,7 @@ impl Driver {
             Ok(())
         });
 
-        let now = Instant::now();
-        self.read_at = now;
+        self.heard = true;
         let mut freed = 0;
         let mut unknown = None;
         let mut state = self.connection.state.lock();
@@ -164,14 +161,13 @@ impl Driver {
                 Delivered::Unknown => unknown = Some(id),
             }
         }
-        if self.wakers.len() > 1 && !state.corked {
-            // Those who are woken are about to ask again: write after their turn, at once.
-            state.corked = true;
-            state.awake = true;
-            cx.waker().wake_by_ref();
-        }
+        let woken = self.wakers.len();
+        // Until this task's own turn comes: see `progress`.
+        state.corked |= woken > 1;
         drop(state);
-        self.connection.permits.add_permits(freed);
+        if freed > 0 {
+            self.connection.permits.add_permits(freed);
+        }
         self.wakers.drain(..).for_each(Waker::wake);
 
         if let Some(words) = last_words {
@@ -180,15 +176,36 @@ impl Driver {
         if let Some(id) = unknown {
             return Err(invalid(format!("an answer to request {id}, which does not wait for one")));
         }
-        read.map_err(|Broken(what)| invalid(what))
+        read.map_err(|Broken(what)| invalid(what))?;
+        Ok(woken)
     }
 
-    /// Deadlines, pings and keepalive.
-    fn watch_time(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+    /// Writes what is left to this task, and looks at deadlines, pings and keepalive.
+    fn write_and_watch(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         let tuning = self.connection.tuning;
+        let mut now = Instant::now();
+        if std::mem::take(&mut self.heard) {
+            self.read_at = now;
+        }
+        let mut first = true;
         loop {
-            let now = Instant::now();
             let mut state = self.connection.state.lock();
+            if std::mem::take(&mut first) {
+                if state.failed.is_some() {
+                    return Err(io::ErrorKind::ConnectionAborted.into());
+                }
+                match &state.driver {
+                    Some(waker) if waker.will_wake(cx.waker()) => {}
+                    _ => state.driver = Some(cx.waker().clone()),
+                }
+                state.corked = self.corked;
+                state.awake = self.corked;
+                if self.corked {
+                    cx.waker().wake_by_ref();
+                    return Ok(());
+                }
+                state.flush()?;
+            }
 
             let confirm_at = match tuning.confirm_every {
                 Some(every) if self.confirming || self.connection.freshness.is_wanted() => {
@@ -238,11 +255,9 @@ impl Driver {
                 continue;
             }
 
-            let wake_at = [state.timer_at, confirm_at, Some(silent_at.max(now + MIN_SLEEP))]
-                .into_iter()
-                .flatten()
-                .min()
-                .unwrap_or(silent_at);
+            let silent_at = silent_at.max(now + MIN_SLEEP);
+            let wake_at = [state.timer_at, confirm_at].into_iter().flatten();
+            let wake_at = wake_at.fold(silent_at, Instant::min);
             drop(state);
             if wake_at < self.timer_at || self.timer.is_elapsed() {
                 self.timer.as_mut().reset(TokioInstant::from_std(wake_at));
@@ -251,6 +266,7 @@ impl Driver {
             if self.timer.as_mut().poll(cx).is_pending() {
                 return Ok(());
             }
+            now = Instant::now();
         }
     }
 }

@@ -178,6 +178,10 @@ impl World<'_> {
         self.trace.say(self.now, || format!("call {call} is told {reply:?} by n{}", attempt.node));
         match reply {
             Reply::Done(outcome) => self.end(client, Ending::Answered(outcome)),
+            // Memory will not grow: ask for something else, unless an earlier attempt is uncertain.
+            Reply::NotApplied(Refusal::OutOfMemory) if !self.is_uncertain(client) => {
+                self.end(client, Ending::NotApplied);
+            }
             Reply::NotApplied(refusal) => {
                 let hint = match refusal {
                     Refusal::NotPrimary(hint) => hint,
@@ -205,6 +209,12 @@ impl World<'_> {
             self.mark_uncertain(client);
             self.retry_or_end(client, MS);
         }
+    }
+
+    /// Whether the open call of a client may have taken effect already.
+    fn is_uncertain(&self, client: u32) -> bool {
+        let open = self.clients.all[client as usize].open.as_ref();
+        open.is_none_or(|open| open.uncertain) || self.waits_for_other_attempts(client)
     }
 
     fn mark_uncertain(&mut self, client: u32) {

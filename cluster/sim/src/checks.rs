@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use kiln_cluster::effect::{Item, ItemKey, Outcome};
 use kiln_cluster::ids::{Member, Mode, NodeId, Place as Partition, Token, Version};
+use kiln_cluster::message::Message;
 use kiln_cluster::node::Reply;
 use kiln_cluster::topology::{Applied, NodeState, Topology};
 
@@ -12,14 +13,17 @@ use crate::clock::WALL_START_MS;
 use crate::faults::CHECK_EVERY;
 use crate::history::{Call, Ending};
 use crate::judge::convergence::{self, Copy};
-use crate::judge::{Violation, linear, name_of};
+use crate::judge::{Violation, eventual, linear, name_of};
 use crate::queue::{MS, SECOND, Time};
-use crate::world::{Event, Loss, World};
+use crate::world::{Departure, Event, HeldBefore, Loss, World};
 
 /// How long the load goes on after the heal.
 const LOAD_AFTER_HEAL: Time = 1_500 * MS;
 /// How long it may take until all is well again.
 const HEAL_MAX: Time = 90 * SECOND;
+
+/// Clocks this much ahead of the own wall clock are followed; the configured limit less a margin.
+const FOLLOWED_AHEAD_MS: u64 = 900;
 
 impl World<'_> {
     fn mode(&self) -> Mode {
@@ -43,9 +47,10 @@ impl World<'_> {
             Outcome::Hit(item) => self.eventual.on_seen(&call.key, item),
             Outcome::Stored(version) | Outcome::Number(_, version) => {
                 // Two owners may be asked, one after the other, and the second may know less.
-                let only = self.held_before.get(&id).filter(|(asked, _)| *asked == 1);
-                let before = only.and_then(|(_, before)| *before);
-                self.eventual.on_written(&call.key, *version, before)
+                let only = self.held_before.get(&id).filter(|before| before.asked == 1);
+                let held = only.and_then(|before| before.held);
+                let heard = only.and_then(|before| before.heard);
+                self.eventual.on_written(&call.key, *version, held, heard)
             }
             _ => Ok(()),
         }
@@ -56,8 +61,8 @@ impl World<'_> {
         if self.mode() == Mode::Strong {
             return;
         }
-        if let Some((asked, _)) = self.held_before.get_mut(&call) {
-            *asked += 1;
+        if let Some(before) = self.held_before.get_mut(&call) {
+            before.asked += 1;
             return;
         }
         let key = &self.history[call].key;
@@ -70,7 +75,23 @@ impl World<'_> {
             .topology()
             .partition(place)
             .is_some_and(|state| state.in_sync.contains(&process.member));
-        self.held_before.insert(call, (1, held.filter(|_| owns)));
+        // A clock that is too far ahead is not followed; the judge does not expect it.
+        let wall_ms = self.machines[&to].clock.wall_ms(self.now);
+        let near = |heard: &Version| eventual::millis(*heard) < wall_ms + FOLLOWED_AHEAD_MS;
+        let heard = Some(process.heard).filter(|_| owns).filter(near);
+        let before = HeldBefore { asked: 1, held: held.filter(|_| owns), heard };
+        self.held_before.insert(call, before);
+    }
+
+    /// A message brings what its sender had heard of, unless the addressee will not take it.
+    pub(crate) fn pass_on_heard(&mut self, to: NodeId, message: &Message, heard: Version) {
+        let Some(machine) = self.machines.get_mut(&to) else { return };
+        let Some(process) = machine.process.as_mut() else { return };
+        let taken =
+            message.to == process.member && process.node.topology().is_present(message.from);
+        if taken {
+            process.heard = process.heard.max(heard);
+        }
     }
 
     /// A node answers: at this moment an acknowledged write is on every copy that counts.
@@ -85,6 +106,12 @@ impl World<'_> {
             {
                 let verdict = self.judge_acknowledged(who, attempt.call, version);
                 self.take(verdict);
+            }
+            if let Some(version) = version
+                && let Some(machine) = self.machines.get_mut(&who.node)
+                && let Some(process) = machine.process.as_mut()
+            {
+                process.heard = process.heard.max(version);
             }
         }
         let Some(attempt) = self.attempts.get(&token) else { return };
@@ -128,9 +155,21 @@ impl World<'_> {
                 ));
             }
         }
-        // Holders that died since they confirmed cannot be asked.
-        let dead = self.deaths.iter().filter(|&&(at, _)| at >= call.called).count();
-        if holders + dead < usize::from(self.rules.min_in_sync) {
+        // A holder that died since it confirmed cannot be asked. One that was taken out of the
+        // in-sync set may drop its copy before the primary hears of it; but a primary that has
+        // heard must not acknowledge.
+        let gone = self.departures.iter().filter(|gone| {
+            gone.at >= call.called && gone.place.is_none_or(|place| place == call.place)
+        });
+        // A retry may be answered by whoever remembers, long after.
+        let first = self.clients.all[call.client as usize].open.as_ref();
+        let first = first.is_some_and(|open| open.id == id && open.attempts == 1);
+        let known = self.process_of(who).filter(|_| first);
+        let known = known.and_then(|p| p.node.topology().partition(call.place));
+        let wanted = usize::from(self.rules.min_in_sync);
+        let knows =
+            known.is_some_and(|known| known.primary == Some(who) && known.in_sync.len() < wanted);
+        if holders + gone.count() < wanted || (knows && holders < wanted) {
             let finding = format!("version {version} of call {id} is in {holders} memories");
             let rule = "acknowledged writes are in min_in_sync memories";
             return Err(Violation::new(rule, name_of(&call.key), finding));
@@ -155,6 +194,10 @@ impl World<'_> {
             let verdict = self.primaries.on_committed(place, state.term, state.version);
             self.take(verdict);
             let old = before.partition(place);
+            let removed = old.into_iter().flat_map(|old| &old.in_sync);
+            for _ in removed.filter(|member| !state.in_sync.contains(member)) {
+                self.departures.push(Departure { at: self.now, place: Some(place) });
+            }
             if old.is_some_and(|old| old.generation != state.generation) {
                 let survivor = old.and_then(|old| {
                     old.in_sync.iter().find(|&&member| self.process_of(member).is_some()).copied()
@@ -181,8 +224,8 @@ impl World<'_> {
     }
 
     /// A process died.
-    pub(crate) fn note_deaths(&mut self, member: Member) {
-        self.deaths.push((self.now, member));
+    pub(crate) fn note_death(&mut self) {
+        self.departures.push(Departure { at: self.now, place: None });
         if self.mode() == Mode::Eventual {
             let best = |key: &ItemKey| {
                 self.live()

@@ -1,6 +1,6 @@
 //! What clients asked and what they were told, with the times of a clock that sees everything.
 
-use kiln_cluster::effect::{ItemKey, Operation, Outcome, Ttl};
+use kiln_cluster::effect::{ItemKey, Operation, Outcome, StoreMode, Ttl};
 use kiln_cluster::ids::Place;
 
 use crate::clock::WALL_START_MS;
@@ -84,16 +84,17 @@ impl Call {
     /// Whether it certainly left an item there that ends only by an operation.
     pub fn certainly_stored(&self, rules: &Rules) -> bool {
         let stored = matches!(self.ending, Ending::Answered(Outcome::Stored(_)));
-        let keeps_end = matches!(
-            self.operation,
-            Operation::Store {
-                mode: kiln_cluster::effect::StoreMode::Append
-                    | kiln_cluster::effect::StoreMode::Prepend,
-                ..
-            }
-        );
         let store = matches!(self.operation, Operation::Store { .. });
-        stored && store && !keeps_end && rules.window(self).is_none()
+        stored && store && !self.keeps_end() && rules.window(self).is_none()
+    }
+
+    /// Whether it leaves the item the end that it had.
+    pub fn keeps_end(&self) -> bool {
+        matches!(
+            self.operation,
+            Operation::Store { mode: StoreMode::Append | StoreMode::Prepend, .. }
+                | Operation::Arithmetic { .. }
+        )
     }
 
     /// The end that the operation asks for.

@@ -3,7 +3,12 @@
 use kiln_cluster::effect::{Effect, Item, ItemKey};
 use kiln_cluster::ids::{CacheId, Place, Version};
 use kiln_cluster::store::{Cursor, MapStore, Store, Stored};
+use kiln_cluster::store_engine::EngineStore;
+use kiln_cluster::topology::{CacheSpec, Eviction};
+use kiln_engine::StoreConfig;
+use kiln_engine::policy::PolicyKind;
 
+use crate::clock::WALL_START_MS;
 use crate::profile::Memory;
 
 /// A store that may be told to misbehave.
@@ -15,27 +20,56 @@ pub struct SimStore {
 
 enum Inner {
     Map(MapStore),
+    Engine(EngineStore),
 }
 
 impl SimStore {
-    /// An empty memory.
-    pub fn new(memory: Memory, evicts_anyway: bool) -> Self {
+    /// An empty memory for one cache. Nodes are not all of one size: an ordered map has
+    /// `size_percent` of the bytes of the profile.
+    pub fn new(
+        memory: Memory,
+        size_percent: usize,
+        cache: &CacheSpec,
+        partitions: u32,
+        evicts_anyway: bool,
+    ) -> Self {
         let inner = match memory {
-            Memory::Map(bytes) | Memory::Engine(bytes) => Inner::Map(MapStore::new(bytes)),
+            Memory::Map(bytes) => Inner::Map(MapStore::new(bytes / 100 * size_percent)),
+            Memory::Engine(bytes) => Inner::Engine(engine(bytes, cache, partitions)),
         };
         Self { inner, evicts_anyway }
     }
+}
+
+/// The engine as a node would run it. Simulated clocks begin at [`WALL_START_MS`], wrong by some.
+fn engine(bytes: usize, cache: &CacheSpec, partitions: u32) -> EngineStore {
+    let policy = match cache.eviction {
+        Eviction::Evict => PolicyKind::DEFAULT,
+        Eviction::Refuse => PolicyKind::None,
+    };
+    let start_ms = WALL_START_MS - 60_000;
+    let config =
+        StoreConfig { memory: bytes, policy, shards: 2, start_ms, ..StoreConfig::default() };
+    let mut store = EngineStore::new(partitions);
+    match kiln_engine::Store::new(config) {
+        Ok(engine) => store.add_cache(cache.id, cache.group(), engine),
+        // A simulation that cannot map its memory has nothing to say about the cluster.
+        Err(error) => panic!("no memory for a simulated node: {error}"),
+    }
+    store
 }
 
 macro_rules! each {
     ($self:ident, $store:ident => $body:expr) => {
         match &$self.inner {
             Inner::Map($store) => $body,
+            Inner::Engine($store) => $body,
         }
     };
     (mut $self:ident, $store:ident => $body:expr) => {
         match &mut $self.inner {
             Inner::Map($store) => $body,
+            Inner::Engine($store) => $body,
         }
     };
 }

@@ -31,6 +31,10 @@ pub struct Profile {
     pub safety: (Time, Time),
     /// The memory of a node.
     pub memory: Memory,
+    /// Fewest and most keys in use at one time.
+    pub keys: (u64, u64),
+    /// The longest padding of a value.
+    pub padding: usize,
     /// Share of writes with an end of their own.
     pub ttl_share: f64,
     /// How far wall clocks are wrong at most.
@@ -107,8 +111,10 @@ const STRONG_EVICTING: Profile = Profile {
     faults: EVERYTHING,
     safety: (4 * SECOND, 20 * SECOND),
     memory: Memory::Map(64 << 20),
+    keys: (2, 5),
+    padding: 24,
     ttl_share: 0.15,
-    clock_offset_ms: 500,
+    clock_offset_ms: 400,
 };
 
 const STRONG_RECORD: Profile = Profile {
@@ -134,9 +140,32 @@ pub const PROFILES: &[Profile] = &[
         ..STRONG_RECORD
     },
     Profile { name: "strong-slow-network", delay_max: 80 * MS, ..STRONG_RECORD },
-    Profile { name: "strong-tight-memory", memory: Memory::Map(1_500), ..STRONG_RECORD },
+    Profile {
+        name: "strong-tight-memory",
+        memory: Memory::Map(1_400),
+        padding: 160,
+        ..STRONG_RECORD
+    },
     Profile { name: "strong-expiry", ttl_share: 0.7, clock_offset_ms: 3_000, ..STRONG_RECORD },
-    Profile { name: "strong-engine", memory: Memory::Engine(8 << 20), ..STRONG_EVICTING },
+    Profile {
+        name: "strong-engine",
+        memory: Memory::Engine(4 << 20),
+        ttl_share: 0.4,
+        ..STRONG_RECORD
+    },
+    Profile {
+        name: "strong-engine-evicting",
+        memory: Memory::Engine(4 << 20),
+        keys: (60, 120),
+        padding: 60_000,
+        ..STRONG_EVICTING
+    },
+    Profile {
+        name: "strong-failovers",
+        fault_every: 400 * MS,
+        faults: FaultWeights { kill: 1, pause: 4, suspicion: 12, ..EVERYTHING },
+        ..STRONG_RECORD
+    },
     Profile {
         name: "eventual-churn",
         cache: CacheKind::Eventual,
@@ -148,7 +177,7 @@ pub const PROFILES: &[Profile] = &[
     Profile {
         name: "eventual-engine",
         cache: CacheKind::Eventual,
-        memory: Memory::Engine(8 << 20),
+        memory: Memory::Engine(4 << 20),
         ..STRONG_EVICTING
     },
 ];
@@ -157,11 +186,6 @@ impl Profile {
     /// The profile with this name.
     pub fn named(name: &str) -> Option<&'static Self> {
         PROFILES.iter().find(|profile| profile.name == name)
-    }
-
-    /// Whether memory is short.
-    pub fn is_tight(&self) -> bool {
-        matches!(self.memory, Memory::Map(bytes) if bytes < 1 << 16)
     }
 
     /// Whether its cache is a strong one.
@@ -213,7 +237,7 @@ impl Plan {
             partitions: *rng.pick(&[1, 1, 2, 3]),
             cache: cache(profile.cache, copies, rng),
             clients: rng.between(2, 5) as u32,
-            keys: rng.between(2, 5) as u32,
+            keys: rng.between(profile.keys.0, profile.keys.1) as u32,
             think: rng.between(10, 80) * MS,
             heal_at: rng.between(profile.safety.0, profile.safety.1),
             weather: draw_weather(rng, profile.delay_max),

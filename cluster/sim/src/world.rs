@@ -54,7 +54,7 @@ const EVENTS_MAX: u64 = 3_000_000;
 /// What happens next.
 #[derive(Debug)]
 pub(crate) enum Event {
-    Deliver { to: NodeId, message: Box<Message> },
+    Deliver { to: NodeId, message: Box<Message>, heard: Version },
     Ask { to: NodeId, token: Token },
     Tell { token: Token, reply: Reply },
     Impatient { token: Token },
@@ -82,6 +82,8 @@ pub(crate) struct Machine {
     pub(crate) paused_until: Time,
     /// What reached it while it stood still.
     pub(crate) backlog: Vec<Event>,
+    /// Its memory, against that of the profile.
+    size_percent: usize,
     /// Asked to hand over and go; it does not come back.
     pub(crate) leaving: bool,
     incarnation: Incarnation,
@@ -91,6 +93,8 @@ pub(crate) struct Process {
     pub(crate) node: Node<SimStore>,
     pub(crate) member: Member,
     pub(crate) life: u64,
+    /// The newest version stamped anywhere that this process can have heard of (eventual mode).
+    pub(crate) heard: Version,
     wake_at: Time,
 }
 
@@ -108,6 +112,25 @@ pub(crate) struct Loss {
     pub(crate) place: Partition,
     pub(crate) from: Time,
     pub(crate) until: Time,
+}
+
+/// What the first node that a call reached knew when it was asked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HeldBefore {
+    /// How often nodes were asked since.
+    pub(crate) asked: u32,
+    /// What it held of the key, if it is an owner.
+    pub(crate) held: Option<Version>,
+    /// The newest version that it can have heard of, of any key, if it is an owner.
+    pub(crate) heard: Option<Version>,
+}
+
+/// A copy that confirmed writes and cannot be asked any longer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Departure {
+    pub(crate) at: Time,
+    /// The partition whose in-sync set it left; all of them for a death.
+    pub(crate) place: Option<Partition>,
 }
 
 /// One run.
@@ -131,13 +154,12 @@ pub struct World<'p> {
     pub(crate) order: Order,
     pub(crate) eventual: Eventual,
     pub(crate) primaries: Primaries,
-    /// How often nodes were asked in a call, and what the first held of the key (eventual mode).
-    pub(crate) held_before: BTreeMap<usize, (u32, Option<Version>)>,
+    /// What a call found when it first reached a node (eventual mode).
+    pub(crate) held_before: BTreeMap<usize, HeldBefore>,
     /// What ended calls had asked: late attempts of theirs still reach nodes.
     pub(crate) ended: BTreeMap<usize, kiln_cluster::node::Request>,
     pub(crate) losses: Vec<Loss>,
-    /// Who died when.
-    pub(crate) deaths: Vec<(Time, Member)>,
+    pub(crate) departures: Vec<Departure>,
     pub(crate) healing: bool,
     pub(crate) quiet: bool,
     pub(crate) probes: Vec<ItemKey>,
@@ -156,7 +178,6 @@ impl<'p> World<'p> {
     pub fn new(profile: &'p Profile, seed: u64, options: Options) -> Self {
         let mut rng = Rng::new(seed);
         let plan = Plan::draw(profile, &mut rng.fork(1));
-        let padding = if profile.is_tight() { 160 } else { 24 };
         let mut world = Self {
             profile,
             options,
@@ -168,7 +189,13 @@ impl<'p> World<'p> {
             machines: BTreeMap::new(),
             lives: 0,
             agreement: Agreement::new(CLUSTER, plan.partitions),
-            clients: Clients::new(rng.fork(5), plan.clients, plan.keys, profile.ttl_share, padding),
+            clients: Clients::new(
+                rng.fork(5),
+                plan.clients,
+                plan.keys,
+                profile.ttl_share,
+                profile.padding,
+            ),
             attempts: BTreeMap::new(),
             tokens: 0,
             history: Vec::new(),
@@ -179,7 +206,7 @@ impl<'p> World<'p> {
             held_before: BTreeMap::new(),
             ended: BTreeMap::new(),
             losses: Vec::new(),
-            deaths: Vec::new(),
+            departures: Vec::new(),
             healing: false,
             quiet: false,
             probes: Vec::new(),
@@ -242,10 +269,10 @@ impl<'p> World<'p> {
     fn step(&mut self, event: Event) {
         self.count(&event);
         match event {
-            Event::Deliver { to, message } => {
-                if let Some(message) =
-                    self.unless_paused(to, message, |to, message| Event::Deliver { to, message })
-                {
+            Event::Deliver { to, message, heard } => {
+                let again = |to, message| Event::Deliver { to, message, heard };
+                if let Some(message) = self.unless_paused(to, message, again) {
+                    self.pass_on_heard(to, &message, heard);
                     if says_something(&message) {
                         self.trace.say(self.now, || describe(to, &message));
                     }
@@ -338,6 +365,7 @@ impl<'p> World<'p> {
             process: None,
             paused_until: 0,
             backlog: Vec::new(),
+            size_percent: births.between(50, 150) as usize,
             leaving: false,
             incarnation: fresh,
         });
@@ -347,11 +375,18 @@ impl<'p> World<'p> {
         let member = Member { node: id, incarnation: machine.incarnation };
         self.lives += 1;
         let life = self.lives;
-        let store = SimStore::new(self.profile.memory, self.options.store_evicts());
+        let store = SimStore::new(
+            self.profile.memory,
+            machine.size_percent,
+            &self.plan.cache,
+            self.plan.partitions,
+            self.options.store_evicts(),
+        );
         let config: NodeConfig = self.options.apply(self.plan.config.clone());
         let now = reading(&machine.clock, self.now);
         let node = Node::new(CLUSTER, config, member, store, births.next(), now);
-        machine.process = Some(Process { node, member, life, wake_at: Time::MAX });
+        machine.process =
+            Some(Process { node, member, life, heard: Version(0), wake_at: Time::MAX });
         machine.paused_until = 0;
         self.stats.starts += 1;
         self.trace.say(self.now, || format!("n{id} starts as {member}"));
@@ -402,12 +437,17 @@ impl<'p> World<'p> {
 
     fn send(&mut self, from: NodeId, to: NodeId, message: Message) {
         self.stats.count_message(&message);
+        let heard = self.process(from).map_or(Version(0), |process| process.heard);
         let arrivals = self.network.fate(Place::Node(from.0), Place::Node(to.0), self.now);
         if let Some(at) = arrivals.second {
-            self.queue.push(at, Event::Deliver { to, message: Box::new(message.clone()) });
+            let message = Box::new(message.clone());
+            self.queue.push(at, Event::Deliver { to, message, heard });
         }
         match arrivals.first {
-            Some(at) => self.queue.push(at, Event::Deliver { to, message: Box::new(message) }),
+            Some(at) => {
+                let message = Box::new(message);
+                self.queue.push(at, Event::Deliver { to, message, heard });
+            }
             None if says_something(&message) => {
                 self.trace.say(self.now, || format!("lost: {}", describe(to, &message)));
             }
@@ -566,7 +606,7 @@ impl<'p> World<'p> {
 
     fn count(&mut self, event: &Event) {
         let words: [u64; 3] = match event {
-            Event::Deliver { to, message } => {
+            Event::Deliver { to, message, .. } => {
                 if self.options.deep_trace {
                     self.trace.bytes(format!("{message:?}").as_bytes());
                 }

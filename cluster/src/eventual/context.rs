@@ -105,7 +105,7 @@ pub struct Shared {
     pub clock: HybridClock,
     /// Its repair bandwidth.
     pub budget: Budget,
-    /// Repair sessions that run.
+    /// Repair sessions that fetch.
     pub sessions: usize,
     /// What happened.
     pub stats: EventualStats,

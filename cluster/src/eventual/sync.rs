@@ -5,7 +5,7 @@
 //! - A learner fetches from the owners, and asks to become one when it has everything.
 //! - One who leaves nudges the owners until all of them have fetched everything from it.
 //!
-//! One session at a time per partition, a bounded number per node; a peer that does not answer is
+//! One session at a time per partition, a bounded number per node that fetch; a peer that does not answer is
 //! tried again at growing intervals, up to a bound that keeps a heal within seconds.
 
 use std::collections::BTreeMap;
@@ -156,7 +156,9 @@ impl Sync {
 
     fn end_session(&mut self, cx: &mut Context<'_>) -> Option<Session> {
         let session = self.session.take()?;
-        cx.shared.sessions = cx.shared.sessions.saturating_sub(1);
+        if session.admitted {
+            cx.shared.sessions = cx.shared.sessions.saturating_sub(1);
+        }
         Some(session)
     }
 }
@@ -216,14 +218,6 @@ impl EventualReplica {
         let due = self.sync.peers.iter().min_by_key(|(_, peer)| peer.next_pull);
         let Some((member, peer)) = due.filter(|(_, peer)| peer.next_pull <= now) else { return };
         let (member, behind) = (*member, peer.behind);
-        if cx.shared.sessions >= cx.config.sessions_max {
-            let wait_ms = 5 + Self::spread(self.place, member, now.0, 20);
-            if let Some(peer) = self.sync.peers.get_mut(&member) {
-                peer.next_pull = now.after_ms(wait_ms);
-            }
-            return;
-        }
-        cx.shared.sessions += 1;
         self.sync.sessions_begun += 1;
         let soon = behind && self.role == Role::Owner;
         self.sync.session = Some(Session::new(self.sync.sessions_begun, member, soon, now));
@@ -235,6 +229,17 @@ impl EventualReplica {
         let Some(session) = &mut self.sync.session else { return };
         if session.tries >= TRIES_MAX {
             return self.fail_session(cx);
+        }
+        // Comparing costs next to nothing and takes no place: else partitions whose peer is dead
+        // would keep the others waiting.
+        if session.is_fetching() && !session.admitted {
+            if cx.shared.sessions >= cx.config.sessions_max {
+                let wait_ms = 5 + Self::spread(self.place, session.peer, now.0, 20);
+                session.due = now.after_ms(wait_ms);
+                return;
+            }
+            cx.shared.sessions += 1;
+            session.admitted = true;
         }
         session.tries += 1;
         session.due = now.after_ms(cx.config.step_timeout_ms);

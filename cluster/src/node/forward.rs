@@ -174,9 +174,8 @@ impl<S: Store> Node<S> {
         if !any {
             return state.primary.filter(|primary| *primary != self.base.me);
         }
-        let reachable = |member: &&Member| {
-            **member != self.base.me && self.membership.is_heard(now, **member)
-        };
+        let reachable =
+            |member: &&Member| **member != self.base.me && self.membership.is_heard(now, **member);
         let copies: Vec<ReadCopy> = state
             .in_sync
             .iter()

@@ -58,8 +58,7 @@ impl<S: Store> Node<S> {
         let place = self.place_of(key)?;
         match place.group.mode {
             Mode::Strong => {
-                let (version, item) =
-                    self.replicas.get(&place)?.newest(&self.base.store, key);
+                let (version, item) = self.replicas.get(&place)?.newest(&self.base.store, key);
                 (version > Version(0)).then_some(Held { version, item })
             }
             Mode::Eventual => {

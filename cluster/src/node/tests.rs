@@ -438,7 +438,9 @@ fn a_deposed_primary_answers_no_reads() {
     assert_eq!(world.reply(read), None);
     world.lost = None;
     world.run_ms(1_500);
-    assert!(!matches!(world.reply(read), Some(Reply::Done(Outcome::Hit(item))) if item.value == "old"));
+    assert!(
+        !matches!(world.reply(read), Some(Reply::Done(Outcome::Hit(item))) if item.value == "old")
+    );
 }
 
 #[test]
@@ -698,7 +700,10 @@ fn under_a_lease_the_primary_answers_alone_and_nobody_else_serves_until_it_ends(
     world.done(1, "k", set("old"));
     assert_eq!(world.get(1, "k"), Some("old".into()));
     let read = world.ask(1, "k", GET);
-    assert!(matches!(world.reply(read), Some(Reply::Done(Outcome::Hit(_)))), "not answered at once");
+    assert!(
+        matches!(world.reply(read), Some(Reply::Done(Outcome::Hit(_)))),
+        "not answered at once"
+    );
     // Cut off, the old primary goes on answering under its lease, which the new one waits for.
     world.paused.insert(node(1));
     world.fail_over(2, &[1]);
@@ -780,10 +785,8 @@ fn a_delete_of_what_was_evicted_here_reaches_the_copy_that_still_holds_it() {
     world.done(1, "k", set("v"));
     world.run_ms(50);
     let key = ItemKey { cache: CACHE, key: "k".into() };
-    let effect = crate::effect::Effect {
-        key,
-        change: crate::effect::Change::Remove(Version(u64::MAX)),
-    };
+    let effect =
+        crate::effect::Effect { key, change: crate::effect::Change::Remove(Version(u64::MAX)) };
     // As if the store had evicted it, and the note to the copy had been lost.
     world.nodes.get_mut(&node(1)).expect("alive").base.store.apply(PLACE, &effect, true, 0);
     assert_eq!(world.done(1, "k", delete()), Outcome::NotFound);
@@ -908,4 +911,124 @@ fn a_dropped_cache_leaves_no_items_behind() {
     }
     let write = world.ask(1, "k", set("v"));
     assert_eq!(world.reply(write), Some(&Reply::NotApplied(Refusal::NoSuchCache)));
+}
+
+#[test]
+fn an_item_that_is_being_prolonged_is_not_seen_to_end_and_come_back() {
+    let mut world = World::new(2, spec());
+    world.assign(&[1, 2]);
+    world.done(1, "k", set_for("v", Ttl::After(300)));
+    world.keep = Some(Box::new(|_, _, body| is_append(body)));
+    let touch = world.ask(1, "k", Operation::Touch { ttl: Ttl::After(5_000) });
+    world.run_ms(400);
+    let read = world.ask(1, "k", GET);
+    world.run_ms(50);
+    assert_eq!(world.reply(read), None);
+    world.release();
+    world.run_ms(50);
+    assert!(matches!(world.reply(touch), Some(Reply::Done(Outcome::Touched(_)))));
+    assert!(matches!(world.reply(read), Some(Reply::Done(Outcome::Hit(_)))));
+}
+
+#[test]
+fn a_copy_that_was_removed_and_comes_back_is_filled_and_promoted() {
+    let mut world = World::new(2, spec());
+    world.assign(&[1, 2]);
+    world.done(1, "k", set("v"));
+    // The primary hears of both changes at once.
+    world.paused.insert(node(1));
+    let (member, version) = (world.member(2), world.state().version);
+    world.commit(Command::Shrink { place: PLACE, version, member });
+    let version = world.state().version;
+    world.commit(Command::AddLearner { place: PLACE, version, member });
+    world.paused.clear();
+    world.push_table();
+    world.run_ms(500);
+    assert_eq!(world.state().in_sync.len(), 2);
+    assert!(world.held(2, "k").is_some());
+}
+
+#[test]
+fn a_confirmation_given_before_a_copy_was_emptied_does_not_count_for_what_it_holds_now() {
+    use crate::strong::StrongMessage::Ack;
+    let mut world = World::new(3, spec());
+    world.assign(&[1, 2, 3]);
+    world.agrees = false;
+    // Node 3 is slow, so that nothing is confirmed; what node 2 confirms is late.
+    world.keep = Some(Box::new(|from, to, body| {
+        let late = from == node(2) && is_strong(body, |message| matches!(message, Ack { .. }));
+        late || (to == node(3) && is_append(body))
+    }));
+    world.ask(1, "k", set("v"));
+    world.run_ms(3);
+    let late: Vec<Message> = std::mem::take(&mut world.kept)
+        .into_iter()
+        .filter(|message| message.from.node == node(2))
+        .collect();
+    assert_eq!(late.len(), 1);
+    world.keep = Some(Box::new(|_, to, body| to == node(3) && is_append(body)));
+    let (member, version) = (world.member(2), world.state().version);
+    world.commit(Command::Shrink { place: PLACE, version, member });
+    let version = world.state().version;
+    // Entries of the live stream to node 2 are lost after it was emptied.
+    world.lost = Some(Box::new(|_, to, body| to == node(2) && is_append(body)));
+    world.commit(Command::AddLearner { place: PLACE, version, member });
+    world.run_ms(20);
+    for message in late {
+        world.give(node(1), Event::Message(message));
+    }
+    world.run_ms(20);
+    assert!(world.held(2, "k").is_none());
+    world.lost = None;
+    world.run_ms(200);
+    assert!(world.held(2, "k").is_some(), "taken for sent");
+}
+
+#[test]
+fn a_learner_that_lags_too_far_behind_is_filled_anew() {
+    let mut config = NodeConfig::default();
+    config.strong.retain_bytes_max = 10_000;
+    config.strong.pending_bytes_max = 10_000;
+    let mut world = World::with(2, spec(), config, 1 << 20);
+    world.assign(&[1]);
+    world.lost = Some(Box::new(|_, to, body| {
+        use crate::strong::StrongMessage::Chunk;
+        let chunk = is_strong(body, |message| matches!(message, Chunk { .. }));
+        to == node(2) && (chunk || is_append(body))
+    }));
+    let (member, version) = (world.member(2), world.state().version);
+    world.commit(Command::AddLearner { place: PLACE, version, member });
+    for number in 0..300 {
+        world.done(1, &format!("k{number}"), set(&format!("{number:0>100}")));
+    }
+    world.lost = None;
+    world.run_ms(500);
+    assert_eq!(world.state().in_sync.len(), 2);
+    let copies = [1, 2].map(|at| world.nodes[&node(at)].copy_of(PLACE));
+    assert_eq!(copies[0].len(), 300);
+    assert_eq!(copies[0], copies[1]);
+}
+
+#[test]
+fn transfers_keep_to_the_bandwidth_and_do_not_hold_up_writes() {
+    let mut config = NodeConfig::default();
+    config.strong.transfer_bytes_per_s = 200_000;
+    let mut world = World::with(2, spec(), config, 4 << 20);
+    world.assign(&[1]);
+    for number in 0..1_000 {
+        world.done(1, &format!("k{number}"), set(&format!("{number:0>1000}")));
+    }
+    let (member, version) = (world.member(2), world.state().version);
+    world.commit(Command::AddLearner { place: PLACE, version, member });
+    let begun = world.now;
+    while world.state().in_sync.len() < 2 {
+        let write = world.ask(1, "live", increment());
+        world.run_ms(5);
+        assert!(world.reply(write).is_some(), "held up");
+        assert!(world.now.since_ms(begun) < 20_000, "never promoted");
+    }
+    let bytes = 1_000 * (1_000 + 3 + crate::store::ITEM_OVERHEAD_BYTES as u64);
+    let least_ms = (bytes - 200_000) * 1_000 / 200_000;
+    let took_ms = world.now.since_ms(begun);
+    assert!(took_ms >= least_ms && took_ms < least_ms * 3 / 2, "{took_ms} ms, {least_ms} expected");
 }

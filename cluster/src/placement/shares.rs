@@ -17,8 +17,22 @@ pub(super) struct Bounds {
     pub(super) room: Vec<u32>,
     /// Above this a node gives copies away.
     pub(super) cap: Vec<u32>,
+    /// Below this a node comes first when copies have to find a place.
+    pub(super) lean: Vec<u32>,
     /// Below this a node is given copies that others hold, up to its share.
     pub(super) floor: Vec<u32>,
+}
+
+/// Why a table is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Occasion {
+    /// There is none yet.
+    First,
+    /// Nodes came, or have other weights.
+    Change,
+    /// Nodes that held copies are gone. Their copies restore the balance as far as they can; it is
+    /// no time to move others as well.
+    Loss,
 }
 
 /// What a node may hold above its share. Small enough for memory to be planned by the share; large
@@ -31,15 +45,24 @@ const UNDER_NEW: f64 = 0.95;
 /// A table that exists may be.
 const UNDER: f64 = 0.9;
 
+/// After a loss it may be more uneven still.
+const UNDER_AFTER_LOSS: f64 = 0.75;
+
 impl Bounds {
-    pub(super) fn new(share: Vec<f64>, partitions: u32, is_new: bool) -> Self {
+    pub(super) fn new(share: Vec<f64>, partitions: u32, occasion: Occasion) -> Self {
         let most = f64::from(partitions);
         let room = |s: &f64| up(*s).max((s * OVER).floor()).min(most) as u32;
         let cap = |s: &f64| (s * OVER + 1.0).floor().min(most) as u32;
-        let under = if is_new { UNDER_NEW } else { UNDER };
+        let is_new = occasion == Occasion::First;
+        let under = match occasion {
+            Occasion::First => UNDER_NEW,
+            Occasion::Change => UNDER,
+            Occasion::Loss => UNDER_AFTER_LOSS,
+        };
         Self {
             room: share.iter().map(room).collect(),
             cap: share.iter().map(|s| if is_new { room(s) } else { cap(s) }).collect(),
+            lean: share.iter().map(|s| (s * UNDER_NEW).floor() as u32).collect(),
             floor: share.iter().map(|s| (s * under).floor() as u32).collect(),
             share,
         }

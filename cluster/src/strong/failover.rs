@@ -32,8 +32,6 @@ impl Replica {
             // Cannot be: only whole copies are in sync. Serving would lose data.
             return;
         }
-        // What the predecessor judged under its lease stays judged.
-        cx.clock.merge(cx.now, self.granted.clock_ms);
         self.primary = Some(Box::new(Primary::new(Phase::Leased)));
         self.refresh_peers(cx);
     }
@@ -50,6 +48,8 @@ impl Replica {
                 if cx.now.mono < self.granted.until || self.wiping {
                     return;
                 }
+                // What the predecessor judged under its lease stays judged.
+                cx.clock.merge(cx.now, std::mem::take(&mut self.granted.clock_ms));
                 primary.phase = Phase::Sealing(BTreeMap::new());
                 let others: Vec<Member> = others.copied().collect();
                 for member in others {
@@ -210,8 +210,7 @@ impl Replica {
         }
         self.holds = true;
         self.hold_version = self.hold_version.max(version);
-        let (have, version) = (self.log.last(), self.hold_version);
-        self.send(cx, from, StrongMessage::Ack { term, have, version, full: false });
+        self.acknowledge(cx, from, false);
     }
 
     /// The barrier is on every copy.

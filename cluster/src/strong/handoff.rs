@@ -113,6 +113,7 @@ impl Replica {
             self.answers.iter().map(|(client, window)| (client, window.clone())).collect();
         transfer.cursor = Some(Cursor::Start);
         peer.started = true;
+        peer.source = id;
         peer.acked = transfer.base;
         peer.sent = transfer.base;
         peer.told = transfer.base;
@@ -168,8 +169,8 @@ impl Replica {
             messages.push(message);
         }
         transfer.act_at = act_at
-            .map_or(transfer.resend_at, |at| if transfer.flying.is_empty() { at } else {
-                at.min(transfer.resend_at)
+            .map_or(transfer.resend_at, |at| {
+                if transfer.flying.is_empty() { at } else { at.min(transfer.resend_at) }
             })
             .max(now.mono.after_us(1));
         for message in messages {

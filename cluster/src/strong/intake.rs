@@ -9,12 +9,12 @@
 
 use std::collections::BTreeMap;
 
+use crate::config::mutant;
 use crate::context::Context;
 use crate::effect::{Change, Effect, Item, ItemKey};
 use crate::ids::{Generation, Member, Seq, Term, TransferId, Version};
 use crate::log::Log;
 use crate::message::Body;
-use crate::config::mutant;
 use crate::store::Store;
 
 use super::{Replica, StrongMessage};

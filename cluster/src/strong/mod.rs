@@ -3,7 +3,8 @@
 //! ```text
 //!   replica       one partition on one node: its role, routing, timers
 //!   primary       what only a primary keeps
-//!   replication   a write's way: evaluate, send, confirm, apply, acknowledge
+//!   replication   a write's way at the primary: evaluate, send, advance, acknowledge
+//!   follower      a write's way on the other copies; applying, on all
 //!   reads         confirm rounds and leases
 //!   failover      seal, longest tail, barrier
 //!   handoff       filling a learner: snapshot, live stream, promotion
@@ -11,14 +12,13 @@
 //! ```
 
 mod failover;
+mod follower;
 mod handoff;
 mod intake;
 mod primary;
 mod reads;
 mod replica;
 mod replication;
-#[cfg(test)]
-mod tests;
 
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +50,9 @@ pub enum StrongMessage {
     Ack {
         /// The term followed.
         term: Term,
+        /// The transfer of this term that brought the data; 0 if they were here before. Tells what
+        /// was confirmed by a copy that has been emptied since.
+        transfer: TransferId,
         /// The last entry held.
         have: Seq,
         /// No removal decided up to this version of the partition concerns the data held.

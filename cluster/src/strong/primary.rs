@@ -69,6 +69,8 @@ pub(super) struct Primary {
     /// Requests whose effects are not confirmed.
     pub(super) pending_ids: BTreeMap<RequestId, Seq>,
     pub(super) reads: VecDeque<Read>,
+    /// Reads that are confirmed, with the clock that judges them, but wait for an entry.
+    pub(super) blocked: BTreeMap<Seq, Vec<(Read, u64)>>,
     /// No answer was judged by a later clock than this.
     pub(super) judged_ms: u64,
     /// When a round must be asked for again.
@@ -88,6 +90,7 @@ impl Primary {
             latest: BTreeMap::new(),
             pending_ids: BTreeMap::new(),
             reads: VecDeque::new(),
+            blocked: BTreeMap::new(),
             judged_ms: 0,
             round_retry: None,
             tell_at: None,
@@ -117,11 +120,25 @@ pub(super) struct Promotion {
     pub(super) again_at: Mono,
 }
 
+/// What another copy says that it holds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Held {
+    pub(super) term: Term,
+    pub(super) transfer: TransferId,
+    pub(super) have: Seq,
+    pub(super) version: u64,
+    pub(super) full: bool,
+    /// The hybrid clock of its message.
+    pub(super) clock_ms: u64,
+}
+
 /// Another copy, as its primary sees it.
 #[derive(Debug)]
 pub(super) struct Peer {
     /// It takes entries of this term.
     pub(super) started: bool,
+    /// The transfer of this term that brought its data; 0 if it had them before.
+    pub(super) source: TransferId,
     /// All up to here is in its memory.
     pub(super) acked: Seq,
     /// Sent up to here.
@@ -166,6 +183,7 @@ impl Peer {
     pub(super) fn new(now: Mono) -> Self {
         Self {
             started: false,
+            source: TransferId(0),
             acked: Seq(0),
             sent: Seq(0),
             told: Seq(0),

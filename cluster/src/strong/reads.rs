@@ -11,10 +11,10 @@
 //! Ends of items are judged by a clock that the other copies have heard: that of the round, or under
 //! a lease one that each grantor will have passed before it serves. What has ended stays ended.
 
+use crate::config::mutant;
 use crate::context::{Asker, Context};
 use crate::effect::{ItemKey, Outcome};
 use crate::ids::{Member, Term};
-use crate::config::mutant;
 use crate::node::{Refusal, Reply, Request};
 use crate::rounds::Confirmation;
 use crate::store::Store;
@@ -42,8 +42,10 @@ impl Replica {
         mode: ReadMode,
     ) {
         let required = self.required(cx);
+        let read = Read { asker, request, deadline, round: 0 };
         if required.is_empty() || mutant!(cx.config, ReadUnconfirmed) {
-            return self.answer_read(cx, asker, &request, None);
+            let clock_ms = cx.clock_ms();
+            return self.answer_or_wait(cx, read, clock_ms);
         }
         let config = &cx.config.strong;
         let Some(primary) = &mut self.primary else { return };
@@ -60,16 +62,49 @@ impl Replica {
                 let due = cx.now.mono.after_us(config.confirm_batch_us);
                 cx.rounds.want(self.place, self.term, required, true, due);
             }
-            return self.answer_read(cx, asker, &request, Some(clock_ms));
+            return self.answer_or_wait(cx, read, clock_ms);
         }
         if primary.reads.len() >= config.pending_reads_max {
             return cx.reply(asker, Reply::NotApplied(Refusal::Busy));
         }
         let due = cx.now.mono.after_us(config.confirm_batch_us);
         let round = cx.rounds.want(self.place, self.term, required, leases, due);
-        primary.reads.push_back(Read { asker, request, deadline, round });
+        primary.reads.push_back(Read { round, ..read });
         let retry = due.after_ms(config.resend_after_ms);
         primary.round_retry.get_or_insert(retry);
+    }
+
+    /// Answers a read from what is confirmed, unless that has ended while an operation that found
+    /// it alive is on its way: it may be about to live longer, and must not be seen to come back.
+    pub(super) fn answer_or_wait<S: Store>(
+        &mut self,
+        cx: &mut Context<'_, S>,
+        read: Read,
+        clock_ms: u64,
+    ) {
+        let Some(primary) = &mut self.primary else { return };
+        let key = &read.request.key;
+        if let Some(&(seq, _)) = primary.latest.get(key)
+            && cx.store.read(self.place, key, false, 0).is_some_and(|item| item.is_over(clock_ms))
+        {
+            primary.blocked.entry(seq).or_default().push((read, clock_ms));
+            return;
+        }
+        self.answer_read(cx, read.asker, &read.request, Some(clock_ms));
+    }
+
+    /// Answers reads that waited for entries which are applied now.
+    pub(super) fn answer_blocked<S: Store>(&mut self, cx: &mut Context<'_, S>) {
+        let Some(primary) = &mut self.primary else { return };
+        if primary.blocked.is_empty() {
+            return;
+        }
+        let waiting = primary.blocked.split_off(&self.applied.next());
+        let answered = std::mem::replace(&mut primary.blocked, waiting);
+        let judged_ms = primary.judged_ms;
+        for (read, clock_ms) in answered.into_values().flatten() {
+            self.answer_or_wait(cx, read, clock_ms.max(judged_ms));
+        }
     }
 
     /// Answers a read from what is confirmed here.
@@ -162,7 +197,7 @@ impl Replica {
             primary.round_retry = None;
         }
         for read in answered {
-            self.answer_read(cx, read.asker, &read.request, Some(clock_ms));
+            self.answer_or_wait(cx, read, clock_ms);
         }
     }
 
@@ -181,8 +216,9 @@ impl Replica {
         }
         primary.round_retry = Some(cx.now.mono.after_ms(config.resend_after_ms));
         if required.is_empty() {
+            let clock_ms = cx.clock.advance(cx.now);
             for read in std::mem::take(&mut primary.reads) {
-                self.answer_read(cx, read.asker, &read.request, None);
+                self.answer_or_wait(cx, read, clock_ms);
             }
             return;
         }
@@ -194,9 +230,7 @@ impl Replica {
         // Whoever is silent is to be noticed, reads or writes.
         let silent: Vec<Member> = required
             .into_iter()
-            .filter(|member| {
-                primary.peers.get(member).is_some_and(|peer| peer.resend_at.is_none())
-            })
+            .filter(|member| primary.peers.get(member).is_some_and(|peer| peer.resend_at.is_none()))
             .collect();
         for member in silent {
             self.probe(cx, member);

@@ -19,7 +19,7 @@ use crate::topology::{Eviction, OnLoss, PartitionState};
 
 use super::StrongMessage;
 use super::intake::Intake;
-use super::primary::{Peer, Phase, Primary, Transfer};
+use super::primary::{Held, Peer, Phase, Primary, Transfer};
 
 /// What this node is to a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,11 +190,11 @@ impl Replica {
             StrongMessage::Append { term, stable, version, probe, entries } => {
                 self.on_append(cx, from, term, stable, version, probe, entries);
             }
-            StrongMessage::Ack { term, have, version, full } => {
+            StrongMessage::Ack { term, transfer, have, version, full } => {
                 if term > self.term {
                     self.adopt(cx, term);
                 }
-                self.on_ack(cx, from, term, have, version, full, clock_ms);
+                self.on_ack(cx, from, Held { term, transfer, have, version, full, clock_ms });
             }
             StrongMessage::Refused { term } => {
                 if term > self.term {
@@ -312,7 +312,8 @@ impl Replica {
             cx.report(Report::SteppedDown { place: self.place, term: self.term });
         }
         let refusal = Reply::NotApplied(Refusal::NotPrimary(self.hint(cx.me)));
-        for read in primary.reads {
+        let blocked = primary.blocked.into_values().flatten().map(|(read, _)| read);
+        for read in primary.reads.into_iter().chain(blocked) {
             cx.reply(read.asker, refusal.clone());
         }
         for (asker, _, _) in std::mem::take(&mut self.held) {
@@ -435,6 +436,15 @@ impl Replica {
             }
         }
         if let Some(primary) = &mut self.primary {
+            primary.blocked.retain(|_, reads| {
+                reads.retain(|(read, _)| {
+                    if read.deadline <= now {
+                        cx.reply(read.asker, Reply::NotApplied(Refusal::TimedOut));
+                    }
+                    read.deadline > now
+                });
+                !reads.is_empty()
+            });
             while primary.reads.front().is_some_and(|read| read.deadline <= now) {
                 if let Some(read) = primary.reads.pop_front() {
                     cx.reply(read.asker, Reply::NotApplied(Refusal::TimedOut));
@@ -464,6 +474,7 @@ impl Replica {
             if let Some(read) = primary.reads.front() {
                 at(read.deadline);
             }
+            primary.blocked.values().flatten().for_each(|(read, _)| at(read.deadline));
             primary.round_retry.into_iter().for_each(&mut at);
             primary.tell_at.into_iter().for_each(&mut at);
             for peer in primary.peers.values() {
@@ -531,10 +542,20 @@ impl Replica {
         Some((peers.map(|(&member, _)| member).collect(), self.term, self.applied))
     }
 
-    /// The primary of `term` had confirmed all up to `applied` when its clock was `clock_ms`.
-    pub(crate) fn on_settled(&mut self, term: Term, applied: Seq, clock_ms: u64) {
-        let whole = self.intake.is_complete() && !self.wiping && !self.stuck;
-        if whole && self.primary.is_none() && self.log_term == term && self.applied >= applied {
+    /// The primary of `term` had confirmed all up to `stable` when its clock was `clock_ms`: what a
+    /// copy may have missed of that while all was quiet.
+    pub(crate) fn on_settled<S: Store>(
+        &mut self,
+        cx: &mut Context<'_, S>,
+        term: Term,
+        stable: Seq,
+        clock_ms: u64,
+    ) {
+        if self.primary.is_some() || self.log_term != term || self.term != term || self.wiping {
+            return;
+        }
+        self.apply_confirmed(cx, stable);
+        if self.intake.is_complete() && !self.stuck && self.applied >= stable {
             self.expired_ms = self.expired_ms.max(clock_ms);
         }
     }

@@ -14,19 +14,18 @@
 //! sure as that of a write, and a late repetition finds it.
 
 use crate::answers::Lookup;
+use crate::config::mutant;
 use crate::context::{Asker, Context};
 use crate::effect::{Change, Effect, Item, ItemKey, Operation, Outcome};
 use crate::evaluate::{Rules, evaluate};
 use crate::ids::{CacheId, Member, Seq, Term, Version};
 use crate::log::Entry;
-use crate::config::mutant;
 use crate::node::{Refusal, Reply, Report, Request};
-use crate::store::{ITEM_OVERHEAD_BYTES, Store, Stored};
+use crate::store::{ITEM_OVERHEAD_BYTES, Store};
 use crate::time::Mono;
 use crate::topology::{CacheSpec, Eviction, TopologyCommand};
 
-use super::intake::Intake;
-use super::primary::{Phase, Stage};
+use super::primary::{Held, Phase, Stage};
 use super::replica::Waiting;
 use super::{Replica, StrongMessage};
 
@@ -86,8 +85,16 @@ impl Replica {
             default_ttl_ms: spec.default_ttl_ms,
             evicts: spec.eviction == Eviction::Evict,
         };
-        let evaluated =
+        let mut evaluated =
             evaluate(current.as_ref(), &request.operation, version, clock_ms, &rules);
+        let absent = current.is_none_or(|item| item.is_over(clock_ms));
+        if absent
+            && matches!(evaluated.outcome, Outcome::NotFound | Outcome::NotStored)
+            && self.state.generation > request.seen
+        {
+            // Whether there was an item is unknown.
+            evaluated.outcome = Outcome::Lost(self.state.generation);
+        }
         if let Some(Change::Put(item)) = &evaluated.change
             && spec.eviction == Eviction::Refuse
             && !self.has_room(cx, &request.key, item)
@@ -95,8 +102,7 @@ impl Replica {
             return cx.reply(asker, Reply::NotApplied(Refusal::OutOfMemory));
         }
         let seq = self.log.last().next();
-        let effect =
-            evaluated.change.map(|change| Effect { key: request.key.clone(), change });
+        let effect = evaluated.change.map(|change| Effect { key: request.key.clone(), change });
         let entry = Entry {
             seq,
             version,
@@ -221,7 +227,8 @@ impl Replica {
     ) -> Option<Outcome> {
         match (&request.operation, outcome) {
             (Operation::Get { .. }, Outcome::Touched(version)) => {
-                let latest = self.primary.as_ref().and_then(|primary| primary.latest.get(&request.key));
+                let latest =
+                    self.primary.as_ref().and_then(|primary| primary.latest.get(&request.key));
                 let item = match latest {
                     Some((_, item)) => item.clone(),
                     None => cx.store.read(self.place, &request.key, false, 0),
@@ -233,7 +240,7 @@ impl Replica {
     }
 
     /// What to say of something that is confirmed by every copy that counts.
-    fn settle<S>(&self, cx: &Context<'_, S>, cache: CacheId, outcome: Outcome) -> Reply {
+    pub(super) fn settle<S>(&self, cx: &Context<'_, S>, cache: CacheId, outcome: Outcome) -> Reply {
         let need = cx.topology.cache(cache).map_or(1, |spec| usize::from(spec.min_in_sync));
         // Copies may have been lost since the write was let in: it is applied, but not as safe as
         // an acknowledgement promises.
@@ -340,36 +347,26 @@ impl Replica {
     }
 
     /// A copy confirms.
-    #[expect(clippy::too_many_arguments, reason = "the fields of one message")]
-    pub(super) fn on_ack<S: Store>(
-        &mut self,
-        cx: &mut Context<'_, S>,
-        from: Member,
-        term: Term,
-        have: Seq,
-        version: u64,
-        full: bool,
-        clock_ms: u64,
-    ) {
-        if term != self.term || have > self.log.last() {
+    pub(super) fn on_ack<S: Store>(&mut self, cx: &mut Context<'_, S>, from: Member, held: Held) {
+        if held.term != self.term || held.have > self.log.last() {
             return;
         }
         let Some(primary) = &mut self.primary else { return };
         let starting = matches!(primary.phase, Phase::Starting { .. } | Phase::Serving);
         let Some(peer) = primary.peers.get_mut(&from) else { return };
-        if !peer.started && (peer.transfer.is_some() || !starting) {
+        let early = !peer.started && (peer.transfer.is_some() || !starting);
+        if early || peer.source != held.transfer {
             return;
         }
         peer.started = true;
-        peer.acked = peer.acked.max(have);
+        peer.acked = peer.acked.max(held.have);
         peer.sent = peer.sent.max(peer.acked);
-        peer.version = peer.version.max(version);
-        peer.clock_ms = peer.clock_ms.max(clock_ms);
-        peer.full = full;
+        peer.version = peer.version.max(held.version);
+        peer.clock_ms = peer.clock_ms.max(held.clock_ms);
+        peer.full = held.full;
         peer.owes_since = cx.now.mono;
-        let owes = peer.acked < peer.sent || full;
-        peer.resend_at =
-            owes.then(|| cx.now.mono.after_ms(cx.config.strong.resend_after_ms));
+        let owes = peer.acked < peer.sent || peer.full;
+        peer.resend_at = owes.then(|| cx.now.mono.after_ms(cx.config.strong.resend_after_ms));
         self.advance(cx);
         self.send_entries(cx, from);
     }
@@ -413,6 +410,7 @@ impl Replica {
             if let Some(primary) = &mut self.primary {
                 primary.tell_by(at);
             }
+            self.answer_blocked(cx);
         }
         if barrier.is_some_and(|barrier| self.applied >= barrier) {
             self.begin_to_serve(cx);
@@ -524,155 +522,6 @@ impl Replica {
         let room = cx.config.strong.evictions_max.saturating_sub(primary.evictions.len());
         primary.evictions.extend(keys.into_iter().take(room));
         primary.tell_by(cx.now.mono.after_ms(cx.config.strong.tell_after_ms));
-    }
-
-    // ---- the other copies ----------------------------------------------------------------------
-
-    /// The primary evicted these. What was written later stays.
-    pub(super) fn forget_evicted<S: Store>(
-        &mut self,
-        cx: &mut Context<'_, S>,
-        keys: &[(ItemKey, Version)],
-    ) {
-        for (key, version) in keys {
-            let held = cx.store.read(self.place, key, false, 0);
-            if self.may_evict(cx, key.cache) && held.is_some_and(|held| held.version <= *version) {
-                let effect = Effect { key: key.clone(), change: Change::Remove(*version) };
-                cx.store.apply(self.place, &effect, true, 0);
-            }
-        }
-    }
-
-    /// The primary sends effects, or how far they are confirmed.
-    #[expect(clippy::too_many_arguments, reason = "the fields of one message")]
-    pub(super) fn on_append<S: Store>(
-        &mut self,
-        cx: &mut Context<'_, S>,
-        from: Member,
-        term: Term,
-        stable: Seq,
-        version: u64,
-        probe: bool,
-        entries: Vec<Entry>,
-    ) {
-        let lower = mutant!(cx.config, LowerTermAccepted)
-            && term < self.term
-            && self.primary.is_none();
-        if !(lower || self.follow(cx, from, term)) || self.wiping {
-            return;
-        }
-        if self.log_term != term && !lower {
-            return self.send(cx, from, StrongMessage::Unstarted { term });
-        }
-        // Whoever counts this copy by that version keeps earlier removals from concerning it.
-        self.hold_version = self.hold_version.max(version);
-        let answer = probe || !entries.is_empty();
-        for entry in entries {
-            if entry.seq <= self.log.last() {
-                continue;
-            }
-            if self.stuck || !self.can_hold(cx, &entry) || !self.log.push(entry) {
-                break;
-            }
-        }
-        let confirmed = stable.min(self.log.last());
-        while self.applied < confirmed {
-            let Some(entry) = self.log.get(self.applied.next()).cloned() else { break };
-            if !self.apply(cx, &entry) {
-                break;
-            }
-        }
-        self.log.trim(self.applied);
-        if answer {
-            let full = self.is_full(cx);
-            let have = self.log.last();
-            let version = self.hold_version;
-            self.send(cx, from, StrongMessage::Ack { term, have, version, full });
-        }
-    }
-
-    /// Whether an entry's item will fit when it is confirmed: what is held must not vanish then.
-    fn can_hold<S: Store>(&self, cx: &Context<'_, S>, entry: &Entry) -> bool {
-        match &entry.effect {
-            Some(Effect { key, change: Change::Put(_) }) => {
-                self.may_evict(cx, key.cache)
-                    || mutant!(cx.config, BackupEvicts)
-                    || cx.store.room(key.cache) >= self.log.bytes() + entry.bytes()
-            }
-            _ => true,
-        }
-    }
-
-    fn is_full<S: Store>(&self, cx: &Context<'_, S>) -> bool {
-        if mutant!(cx.config, BackupEvicts) {
-            return false;
-        }
-        let wanted = self.log.bytes() + cx.config.strong.room_reserve_bytes;
-        let refuses = |spec: &&CacheSpec| {
-            spec.group() == self.place.group && spec.eviction == Eviction::Refuse
-        };
-        cx.topology.caches.values().filter(refuses).any(|spec| cx.store.room(spec.id) < wanted)
-    }
-
-    /// Applies the next entry. `false` when there is no room for it where none may be missing.
-    pub(super) fn apply<S: Store>(&mut self, cx: &mut Context<'_, S>, entry: &Entry) -> bool {
-        debug_assert_eq!(entry.seq, self.applied.next());
-        if let Some(effect) = &entry.effect {
-            let may_evict = self.may_evict(cx, effect.key.cache)
-                || (mutant!(cx.config, BackupEvicts) && self.primary.is_none());
-            if !self.is_dropped(cx, effect.key.cache)
-                && !self.holds_newer(cx, entry, effect)
-                && cx.store.apply(self.place, effect, may_evict, entry.clock_ms) == Stored::Full
-                && !may_evict
-            {
-                self.stuck = true;
-                return false;
-            }
-            self.note(cx, effect);
-        }
-        self.stuck = false;
-        self.applied = entry.seq;
-        self.expired_ms = self.expired_ms.max(entry.clock_ms);
-        if let Some((id, outcome)) = &entry.answer {
-            self.answers.record(*id, outcome.clone(), entry.clock_ms, &cx.config.strong);
-        }
-        if let Some(primary) = &mut self.primary {
-            primary.judged_ms = primary.judged_ms.max(entry.clock_ms);
-            if let Some(effect) = &entry.effect
-                && primary.latest.get(&effect.key).is_some_and(|(seq, _)| *seq == entry.seq)
-            {
-                primary.latest.remove(&effect.key);
-            }
-            if let Some((id, _)) = &entry.answer
-                && primary.pending_ids.get(id) == Some(&entry.seq)
-            {
-                primary.pending_ids.remove(id);
-            }
-        }
-        if let Some(waiting) = self.waiting.remove(&entry.seq) {
-            let reply = if waiting.version == entry.version {
-                self.settle(cx, waiting.cache, waiting.outcome)
-            } else {
-                Reply::Indeterminate
-            };
-            for (asker, _) in waiting.askers {
-                cx.reply(asker, reply.clone());
-            }
-        }
-        true
-    }
-
-    /// Whether a snapshot brought something newer than a live effect.
-    fn holds_newer<S: Store>(&self, cx: &Context<'_, S>, entry: &Entry, effect: &Effect) -> bool {
-        let doubtful = match &self.intake {
-            Intake::Filling { .. } => true,
-            Intake::Complete { horizon, .. } => entry.seq <= *horizon,
-        };
-        doubtful
-            && cx
-                .store
-                .read(self.place, &effect.key, false, 0)
-                .is_some_and(|held| held.version > effect.change.version())
     }
 }
 

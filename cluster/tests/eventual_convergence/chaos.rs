@@ -67,6 +67,7 @@ fn verdict(world: &World, chaos: Chaos) -> Result<(), String> {
     if let Some(difference) = world.difference() {
         return Err(difference);
     }
+    assert!(world.history.len() >= 4, "a run that writes nothing shows nothing");
     let clock_ms = world.now(0).wall_ms;
     for (key, writes) in &world.history {
         let Some((version, last)) = writes.last_key_value() else { continue };
@@ -139,15 +140,18 @@ fn churn_run(seed: u64, mut setting: Setting) -> World {
     world.run(3 * HEAL_MS);
     assert_eq!(world.owners().len(), nodes as usize, "seed {seed}: all are owners again");
     assert_eq!(world.difference(), None, "seed {seed}");
+    let mut acknowledged = 0;
     for (token, key, version) in asked {
         if !matches!(world.replies.get(&token), Some(Reply::Done(_))) {
             continue;
         }
+        acknowledged += 1;
         for node in world.owners() {
             let held = world.held(node, &key).map(|known| known.version);
             assert!(held >= version, "seed {seed}: {key:?} on {node} is {held:?}, not {version:?}");
         }
     }
+    assert!(acknowledged > 20, "seed {seed}: {acknowledged} acknowledged");
     world
 }
 

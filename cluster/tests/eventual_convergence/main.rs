@@ -8,7 +8,7 @@ use kiln_cluster::effect::{Outcome, Ttl};
 use kiln_cluster::eventual::EventualConfig;
 use kiln_cluster::ids::Generation;
 use kiln_cluster::node::{Refusal, Reply};
-use kiln_cluster::topology::{Acks, ReadMode};
+use kiln_cluster::topology::{Acks, ReadMode, TopologyCommand};
 
 use world::{DELETE, EVICT, GET, KEEP, Setting, World, append, increment, key, set};
 
@@ -84,6 +84,24 @@ fn a_repair_sends_what_differs_and_little_more() {
     assert_eq!(world.difference(), None);
     let fetched: u64 = world.machines.iter().map(|m| m.eventual.stats().repair_bytes).sum();
     assert!((5_000..6_000).contains(&(fetched - before)), "{} bytes", fetched - before);
+}
+
+#[test]
+fn partitions_that_wait_for_a_dead_peer_keep_no_other_repair_waiting() {
+    let config = EventualConfig { sessions_max: 1, ..EventualConfig::default() };
+    let mut world = World::new(23, Setting { config, partitions: 64, ..Setting::default() });
+    world.run(1_000);
+    world.isolate(2);
+    world.cuts.extend([(0, 1), (1, 0)]);
+    for number in 0..200 {
+        world.answer(1, &key(KEEP, &format!("key-{number}")), set("v", Ttl::Never));
+    }
+    world.run(10_000);
+    world.cuts.remove(&(0, 1));
+    world.cuts.remove(&(1, 0));
+    world.run(HEAL_MS);
+    let missing = (0..200).filter(|n| world.value(0, &key(KEEP, &format!("key-{n}"))).is_none());
+    assert_eq!(missing.count(), 0);
 }
 
 #[test]
@@ -275,7 +293,8 @@ fn tombstones_are_bounded_in_bytes_and_deletes_beyond_are_refused_where_nothing_
         }
     }
     assert!((175..=185).contains(&refused), "{refused} refused");
-    let dead = world::World::places()
+    let dead = world
+        .places()
         .into_iter()
         .flat_map(|place| world.machines[0].eventual.keys(place))
         .filter(|(_, known)| !known.live)
@@ -512,7 +531,8 @@ fn a_dropped_cache_leaves_nothing_behind() {
         world.answer(0, &key(KEEP, &format!("key-{number}")), set("v", Ttl::Never));
     }
     world.run(1_000);
-    world.topology.caches.remove("evict");
+    let drop = TopologyCommand::DropCache { name: "evict".into() };
+    world.topology.apply(&drop).expect("dropped");
     world.change(|_| ());
     world.push_topology_to(0);
     world.run(500);
@@ -520,7 +540,7 @@ fn a_dropped_cache_leaves_nothing_behind() {
     world.run(HEAL_MS);
     assert_eq!(world.difference(), None);
     let items: usize =
-        World::places().iter().map(|place| world.machines[1].store.items(*place).count()).sum();
+        world.places().iter().map(|place| world.machines[1].store.items(*place).count()).sum();
     assert_eq!(items, 1_000);
     world.check_copies();
 }

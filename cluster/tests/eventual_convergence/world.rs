@@ -61,6 +61,7 @@ pub struct Machine {
 #[derive(Clone)]
 pub struct Setting {
     pub nodes: usize,
+    pub partitions: u32,
     pub config: EventualConfig,
     pub store_bytes: usize,
     /// One message in so many is lost; 0 for none.
@@ -76,6 +77,7 @@ impl Default for Setting {
     fn default() -> Self {
         Self {
             nodes: 3,
+            partitions: 2,
             config: EventualConfig::default(),
             store_bytes: 1 << 20,
             loss: 0,
@@ -164,7 +166,7 @@ pub const DELETE: Operation = Operation::Delete { compare: None };
 impl World {
     /// All nodes are owners of all partitions.
     pub fn new(seed: u64, setting: Setting) -> Self {
-        let mut topology = Topology::new(ClusterId(1), 2);
+        let mut topology = Topology::new(ClusterId(1), setting.partitions);
         let members: Vec<Member> = (0..setting.nodes)
             .map(|node| Member { node: NodeId(node as u64), incarnation: Incarnation(100) })
             .collect();
@@ -174,7 +176,10 @@ impl World {
         for (name, id, eviction) in
             [("keep", KEEP, Eviction::Refuse), ("evict", EVICT, Eviction::Evict)]
         {
-            topology.caches.insert(name.into(), spec(id, eviction, &setting));
+            let spec = spec(id, eviction, &setting);
+            let create = TopologyCommand::CreateCache { name: name.into(), spec };
+            topology.apply(&create).expect("made");
+            assert!(topology.cache(id).is_some_and(|cache| cache.eviction == eviction));
         }
         let state = PartitionState {
             term: Term(1),
@@ -183,7 +188,7 @@ impl World {
             in_sync: members.clone(),
             ..PartitionState::default()
         };
-        topology.groups.insert(group(), vec![state; 2]);
+        topology.groups.insert(group(), vec![state; setting.partitions as usize]);
         let mut world = Self {
             random: Random(seed),
             machines: members
@@ -354,8 +359,9 @@ impl World {
         Place { group: group(), partition: self.topology.partition_of(&key.key) }
     }
 
-    pub fn places() -> [Place; 2] {
-        [0, 1].map(|partition| Place { group: group(), partition: PartitionId(partition) })
+    pub fn places(&self) -> Vec<Place> {
+        let place = |partition| Place { group: group(), partition: PartitionId(partition) };
+        (0..self.setting.partitions).map(place).collect()
     }
 
     /// Tells every node the table.
@@ -458,7 +464,7 @@ impl World {
     pub fn difference(&self) -> Option<String> {
         let owners = self.owners();
         let Some(first) = owners.first().copied() else { return Some("no owner".into()) };
-        for place in Self::places() {
+        for place in self.places() {
             let items =
                 |node: usize| -> Vec<_> { self.machines[node].store.items(place).collect() };
             for node in &owners[1..] {
@@ -474,7 +480,7 @@ impl World {
     /// What every copy must know of itself: the catalog's live keys are the items of the store.
     pub fn check_copies(&self) {
         for machine in &self.machines {
-            for place in Self::places() {
+            for place in self.places() {
                 let live: Vec<_> = machine
                     .eventual
                     .keys(place)

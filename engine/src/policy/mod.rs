@@ -134,7 +134,9 @@ impl PolicyKind {
 
     /// Bit i is set where a hit leaves the bits i of an entry, and all else, as they are.
     pub(crate) fn settled_bits(self) -> u64 {
-        (0..64).filter(|&bits| self.hit_bits(bits) == Some(bits)).fold(0, |all, bits| all | 1 << bits)
+        (0..64)
+            .filter(|&bits| self.hit_bits(bits) == Some(bits))
+            .fold(0, |all, bits| all | 1 << bits)
     }
 }
 

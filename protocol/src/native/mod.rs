@@ -30,7 +30,7 @@ pub use error::{Effect, ErrorCode, Failure};
 pub use frame::{FRAME_HEAD_LEN, FrameError, Frames, begin_frame, end_frame, end_frame_before};
 pub use list::List;
 pub use request::{
-    Body, CacheRef, Data, Ingest, Item, Items, Op, Producer, Reading, Readings, Refused, Request,
+    Body, CacheRef, Data, Ingest, Item, ItemHead, Items, Op, Producer, Reading, Readings, Refused, Request,
     Scan, Want, encode,
 };
 pub use response::{

@@ -314,13 +314,7 @@ impl<'a> Body<'a> {
             Some(op) => *self = Self::read_rare(op, &mut left, reader)?,
             None => *self = Self::Unknown { op },
         }
-        for _ in 0..left {
-            reader.skip()?;
-        }
-        if !reader.rest().is_empty() {
-            return malformed("there are bytes behind the message");
-        }
-        Ok(())
+        end_message(left, reader)
     }
 
     /// Reads the arguments of what is not done thousands of times a second.
@@ -541,6 +535,77 @@ fn put_end(out: &mut Vec<u8>, ttl: Ttl) {
     }
 }
 
+/// The front of an operation on one item, which says where the item is. A node that reads many
+/// requests at once needs this of all of them first; the rest is read when its turn comes, and
+/// never moved.
+#[derive(Clone, Copy, Debug)]
+pub struct ItemHead<'a> {
+    /// Repeated in the answer; 0 wants none.
+    pub id: u32,
+    /// The cache.
+    pub cache: CacheRef<'a>,
+    /// The key.
+    pub key: &'a [u8],
+    op: Op,
+    /// Elements behind the key.
+    left: u32,
+    reader: Reader<'a>,
+}
+
+impl<'a> ItemHead<'a> {
+    /// Reads the front of a frame's body. `None` when it is no operation on one item, or not a
+    /// good one: [`Request::decode`] tells.
+    #[inline]
+    pub fn read(body: &'a [u8]) -> Option<Self> {
+        let mut reader = Reader::new(body);
+        let len = u32::try_from(reader.array().ok()?).ok()?;
+        let op = Op::from_number(reader.uint().ok()?).filter(|op| op.is_on_item())?;
+        let id = reader.u32().ok()?;
+        let cache = cache(&mut reader).ok()?;
+        let mut left = (len as usize).checked_sub(3)?;
+        let key = Item::read_key(op, &mut left, &mut reader).ok()?;
+        Some(Self { id, cache, key, op, left: left as u32, reader })
+    }
+
+    /// Whether it is a read that asks for nothing beside the item, the commonest of all.
+    #[inline]
+    pub fn is_plain_get(&self) -> bool {
+        self.op == Op::Get && self.left == 0 && self.reader.rest().is_empty()
+    }
+
+    /// The whole operation.
+    #[inline]
+    pub fn item(&self) -> Result<Item<'a>, Refused> {
+        let mut reader = self.reader;
+        self.read_rest(&mut reader).map_err(|Malformed { code, what }| Refused {
+            id: Some(self.id),
+            code,
+            what,
+        })
+    }
+
+    #[inline]
+    fn read_rest(&self, reader: &mut Reader<'a>) -> Result<Item<'a>, Malformed> {
+        // What the operation needs is there: `read_key` looked.
+        let mut left = self.left as usize;
+        let item = Item::read_behind_key(self.op, self.key, &mut left, reader)?;
+        end_message(left, reader)?;
+        Ok(item)
+    }
+}
+
+/// Goes past elements of later versions, and makes sure that nothing follows.
+#[inline]
+fn end_message(left: usize, reader: &mut Reader<'_>) -> Result<(), Malformed> {
+    for _ in 0..left {
+        reader.skip()?;
+    }
+    if !reader.rest().is_empty() {
+        return malformed("there are bytes behind the message");
+    }
+    Ok(())
+}
+
 impl<'a> Item<'a> {
     /// Reads key, argument and options; `left` counts down the elements of the message.
     #[inline(always)]
@@ -549,6 +614,13 @@ impl<'a> Item<'a> {
         left: &mut usize,
         reader: &mut Reader<'a>,
     ) -> Result<Self, Malformed> {
+        let key = Self::read_key(op, left, reader)?;
+        Self::read_behind_key(op, key, left, reader)
+    }
+
+    /// Reads the key. `left` is then what is behind it, the operation's argument not counted.
+    #[inline(always)]
+    fn read_key(op: Op, left: &mut usize, reader: &mut Reader<'a>) -> Result<&'a [u8], Malformed> {
         let needed = match op {
             Op::Get | Op::Delete => 1,
             _ => 2,
@@ -561,6 +633,17 @@ impl<'a> Item<'a> {
         if key.is_empty() || key.len() > KEY_LEN_MAX {
             return wrong(ErrorCode::BadKey, "a key has 1 to 32000 bytes");
         }
+        Ok(key)
+    }
+
+    /// Reads argument and options.
+    #[inline(always)]
+    fn read_behind_key(
+        op: Op,
+        key: &'a [u8],
+        left: &mut usize,
+        reader: &mut Reader<'a>,
+    ) -> Result<Self, Malformed> {
         let mut want = Want::default();
         let command = match op {
             Op::Get => Command::Get(Get { may_refill: true, ..Get::plain(key) }),

@@ -18,6 +18,7 @@ pub(super) fn render(node: &Node) -> prometheus::Result<String> {
     let stats = node.caches.stats();
     about_commands(&mut families, node, &stats);
     about_items(&mut families, node, &stats);
+    about_caches(&mut families, node);
     if let Some(usage) = Usage::read() {
         about_process(&mut families, node, usage);
     }
@@ -146,6 +147,16 @@ fn about_commands(families: &mut Families, node: &Node, stats: &Stats) {
         "Commands in the meta form; also counted by what they do.",
         totals.cmd_meta as f64,
     );
+    let protocols = [
+        ([("protocol", "memcached")], totals.memcached_ops as f64),
+        ([("protocol", "native")], totals.native_ops as f64),
+    ];
+    let protocols: Vec<_> = protocols.iter().map(|(l, count)| (l.as_slice(), *count)).collect();
+    families.counter(
+        "kiln_operations_total",
+        "Operations on items, by what the client speaks.",
+        &protocols,
+    );
     families.one_counter("kiln_flushes_total", "Flushes of everything.", stats.flushes as f64);
 }
 
@@ -220,6 +231,51 @@ fn about_items(families: &mut Families, node: &Node, stats: &Stats) {
         "Items moved to free a page for another size.",
         stats.moved as f64,
     );
+}
+
+/// What the figures without a cache are the sums of.
+fn about_caches(families: &mut Families, node: &Node) {
+    let table = node.caches.load();
+    let caches: Vec<_> = table
+        .iter()
+        .map(|cache| (&*cache.settings.name, cache.store.stats(), cache.store.memory()))
+        .collect();
+    let mut figures = |name: &str, help: &str, is_counter: bool, of: &dyn Fn(&Stats) -> u64| {
+        let labels: Vec<_> = caches.iter().map(|(name, ..)| [("cache", *name)]).collect();
+        let values: Vec<_> = labels
+            .iter()
+            .zip(&caches)
+            .map(|(labels, (_, stats, _))| (labels.as_slice(), of(stats) as f64))
+            .collect();
+        if is_counter {
+            families.counter(name, help, &values);
+        } else {
+            families.gauge(name, help, &values);
+        }
+    };
+    figures("kiln_cache_items", "Items held now, by cache.", false, &|stats| stats.items);
+    figures("kiln_cache_memory_used_bytes", "Memory in use, by cache.", false, &|stats| {
+        stats.item_bytes + stats.index_bytes + stats.heap_bytes
+    });
+    figures("kiln_cache_hits_total", "Reads that found their item, by cache.", true, &|stats| {
+        stats.get_hits
+    });
+    figures("kiln_cache_misses_total", "Reads that did not, by cache.", true, &|stats| {
+        stats.get_misses
+    });
+    figures(
+        "kiln_cache_evictions_total",
+        "Items dropped for want of room, by cache.",
+        true,
+        &|stats| stats.evictions,
+    );
+    let labels: Vec<_> = caches.iter().map(|(name, ..)| [("cache", *name)]).collect();
+    let limits: Vec<_> = labels
+        .iter()
+        .zip(&caches)
+        .map(|(labels, (_, _, memory))| (labels.as_slice(), *memory as f64))
+        .collect();
+    families.gauge("kiln_cache_memory_limit_bytes", "Memory ceiling, by cache.", &limits);
 }
 
 fn about_process(families: &mut Families, node: &Node, usage: Usage) {

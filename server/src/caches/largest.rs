@@ -9,9 +9,8 @@ use kiln_engine::Store;
 /// Kept and told.
 const KEPT_MAX: usize = 16;
 
-/// Items looked at for one question, about.
-const STEP_ITEMS: usize = 2_048;
-const STEPS_MAX: usize = 64;
+/// Looks into the index for one question: where it is nearly empty, few items are seen in many.
+const LOOKS_MAX: usize = 64;
 
 /// The largest items met so far.
 #[derive(Debug, Default)]
@@ -22,15 +21,21 @@ pub(crate) struct Largest {
 }
 
 impl Largest {
-    /// Walks on, and returns keys with the lengths of their values, longest first.
-    pub(crate) fn sample(&mut self, store: &Store, now_ms: u64) -> &[(Box<[u8]>, u64)] {
+    /// Walks past some `items` more, and returns keys with the lengths of their values, longest
+    /// first.
+    pub(crate) fn sample(
+        &mut self,
+        store: &Store,
+        items: usize,
+        now_ms: u64,
+    ) -> &[(Box<[u8]>, u64)] {
         self.kept.retain_mut(|(key, len)| {
             let now = store.peek(key, Store::hash(key), now_ms);
             now.map(|info| *len = info.value_len as u64).is_some()
         });
         let mut seen = 0;
-        for _ in 0..STEPS_MAX {
-            let page = store.scan(self.cursor, STEP_ITEMS / 16, now_ms, |entry| {
+        for _ in 0..LOOKS_MAX {
+            let page = store.scan(self.cursor, (items / 16).max(1), now_ms, |entry| {
                 let len = entry.info.value_len as u64;
                 let least = self.kept.iter().map(|(_, len)| *len).min().unwrap_or(0);
                 let is_kept = || self.kept.iter().any(|(key, _)| **key == *entry.key);
@@ -45,7 +50,7 @@ impl Largest {
             });
             seen += page.seen;
             self.cursor = page.next.unwrap_or(0);
-            if page.next.is_none() || seen >= STEP_ITEMS {
+            if page.next.is_none() || seen >= items {
                 break;
             }
         }
@@ -71,13 +76,14 @@ mod tests {
         }
         let mut largest = Largest::default();
         for _ in 0..30 {
-            largest.sample(&store, 2);
+            largest.sample(&store, 2_000, 2);
         }
-        let found: Vec<u64> = largest.sample(&store, 2).iter().map(|(_, len)| *len).collect();
+        let found: Vec<u64> =
+            largest.sample(&store, 2_000, 2).iter().map(|(_, len)| *len).collect();
         let expected: Vec<u64> = (4..20).rev().map(|thousands| thousands * 1_000 + 7).collect();
         assert_eq!(found, expected);
 
         store.flush(None, 3);
-        assert!(largest.sample(&store, 3).is_empty());
+        assert!(largest.sample(&store, 2_000, 3).is_empty());
     }
 }

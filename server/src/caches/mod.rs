@@ -141,8 +141,8 @@ impl Table {
 pub(crate) enum CacheError {
     #[error("there is a cache `{0}` with other settings")]
     Exists(Box<str>),
-    #[error("there is no cache `{0}`")]
-    NoSuchCache(Box<str>),
+    #[error("there is no such cache")]
+    NoSuchCache,
     #[error("the cache `default` is always there")]
     Default,
     #[error("a node has at most {CACHES_MAX} caches")]
@@ -326,7 +326,7 @@ impl Caches {
         let mut ledger = self.ledger.lock();
         let table = self.table.load_full();
         let Some((key, cache)) = table.by_name(name) else {
-            return Err(CacheError::NoSuchCache(name.into()));
+            return Err(CacheError::NoSuchCache);
         };
         let slot = key.slot as usize;
         let mut slots = table.slots.clone();

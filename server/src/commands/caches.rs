@@ -20,13 +20,9 @@ use crate::config::{Bytes, Value};
 #[derive(clap::Subcommand)]
 #[command(after_help = EXIT_CODES)]
 pub(crate) enum CacheCommand {
-    /// Make a cache.
     Create(Create),
-    /// List all caches with their figures.
     List(List),
-    /// Show the settings and figures of one cache.
     Show(Show),
-    /// Remove a cache and all its items.
     Drop(DropCache),
 }
 

@@ -16,9 +16,7 @@ use super::{
 #[derive(clap::Subcommand)]
 #[command(after_help = EXIT_CODES)]
 pub(crate) enum ClusterCommand {
-    /// Nodes, their state and their share of the partitions.
     Status(Status),
-    /// Which partition a key falls into, and who owns it.
     Owners(Owners),
 }
 

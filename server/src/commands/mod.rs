@@ -29,22 +29,15 @@ Exit codes:
   3  cannot connect, or no answer in time
   4  refused: credentials, permissions, limits";
 
-/// The commands.
+/// The commands. Each tells of itself in its own module, for the help as well.
 #[derive(clap::Subcommand)]
 pub(crate) enum ClientCommand {
-    /// Print the value of a key.
     Get(items::Get),
-    /// Store a value under a key.
     Set(items::Set),
-    /// Delete keys.
     Del(items::Del),
-    /// Add to a number.
     Incr(items::Incr),
-    /// Give a key a new end.
     Touch(items::Touch),
-    /// Print the values of several keys.
     Mget(items::Mget),
-    /// List keys.
     Scan(items::Scan),
     /// Make, list, show and drop caches.
     #[command(subcommand)]
@@ -52,15 +45,10 @@ pub(crate) enum ClientCommand {
     /// Show the cluster.
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
-    /// Store items from a file.
     Load(load::Load),
-    /// Write all items to a file.
     Dump(dump::Dump),
-    /// Load a server with gets and sets and measure it.
     Bench(bench::Bench),
-    /// Watch a cluster work.
     Top(top::Top),
-    /// Write manual pages.
     Man(man::Man),
 }
 

@@ -11,7 +11,9 @@ use std::{
 
 use toml::{Spanned, de::DeValue};
 
-use super::{Config, Fallback, SETTINGS, Setting};
+use kiln_protocol::native::admin::CacheSpec;
+
+use super::{Config, Fallback, SETTINGS, Setting, caches};
 
 pub(super) const VARIABLE_PREFIX: &str = "KILN_";
 
@@ -57,6 +59,8 @@ pub(crate) struct Loaded {
     pub(crate) config: Config,
     /// The file that was read.
     pub(crate) file: Option<PathBuf>,
+    /// Caches that the file asks for.
+    pub(crate) caches: Vec<CacheSpec>,
     /// Canonical text and origin of each setting, in the order of [`SETTINGS`].
     pub(crate) texts: Vec<(String, Origin)>,
 }
@@ -106,14 +110,23 @@ impl Sources {
         }
         layers.add_environment(&self.environment);
         layers.add_flags(&self.flags);
+        let wanted = std::mem::take(&mut layers.caches);
         let texts = layers.finish()?;
 
         let mut values = texts.iter().map(|(text, _)| text.clone());
         let config = Config::from_texts(|| values.next().unwrap_or_default())
             .map_err(|reason| vec![ConfigError::Conflict(reason)])?;
-        let conflicts = config.conflicts();
+        let mut conflicts = config.conflicts();
+        let limit = config.max_item_size.0;
+        let too_large = wanted.iter().filter(|cache| cache.max_item_size > limit);
+        conflicts.extend(too_large.map(|cache| {
+            format!(
+                "caches.{}.max_item_size is over the node's max_item_size {}",
+                cache.name, config.max_item_size
+            )
+        }));
         if conflicts.is_empty() {
-            Ok(Loaded { config, file, texts })
+            Ok(Loaded { config, file, caches: wanted, texts })
         } else {
             Err(conflicts.into_iter().map(ConfigError::Conflict).collect())
         }
@@ -123,12 +136,13 @@ impl Sources {
 /// The best text so far of each setting, and all mistakes so far.
 struct Layers {
     texts: Vec<Option<(String, Origin)>>,
+    caches: Vec<CacheSpec>,
     errors: Vec<ConfigError>,
 }
 
 impl Default for Layers {
     fn default() -> Self {
-        Self { texts: vec![None; SETTINGS.len()], errors: Vec::new() }
+        Self { texts: vec![None; SETTINGS.len()], caches: Vec::new(), errors: Vec::new() }
     }
 }
 
@@ -159,6 +173,24 @@ impl Layers {
         entries.sort_by_key(|(key, _)| key.span().start);
         for (key, value) in entries {
             let (line, key_place) = place(key.span().start);
+            if key.get_ref() == caches::TABLE {
+                let mut wrong = Vec::new();
+                self.caches = caches::read(value, &mut wrong);
+                self.errors.extend(wrong.into_iter().map(|wrong| {
+                    let (_, place) = place(wrong.at);
+                    match wrong.unknown {
+                        Some(suggestion) => ConfigError::Unknown {
+                            place,
+                            name: wrong.key,
+                            suggestion: suggestion.map(str::to_owned),
+                        },
+                        None => {
+                            ConfigError::Invalid { place, key: wrong.key, reason: wrong.reason }
+                        }
+                    }
+                }));
+                continue;
+            }
             match scalar_text(value) {
                 Some(text) => self.add(key.get_ref(), &key_place, text, Origin::File { line }),
                 None if find(key.get_ref()).is_none() => self.unknown(key.get_ref(), key_place),
@@ -273,7 +305,7 @@ fn read_bounded(path: &Path) -> Result<String, String> {
     fs::read_to_string(path).map_err(describe)
 }
 
-fn scalar_text(value: &Spanned<DeValue<'_>>) -> Option<String> {
+pub(super) fn scalar_text(value: &Spanned<DeValue<'_>>) -> Option<String> {
     match value.get_ref() {
         DeValue::String(text) => Some(text.to_string()),
         DeValue::Integer(number) => Some(number.to_string()),
@@ -422,6 +454,40 @@ mod tests {
             messages(&sources(None, &[("KILN_CONFIG", "/nowhere/kiln.toml")], &[])),
             expected
         );
+    }
+
+    #[test]
+    fn caches_of_a_file_are_read_with_their_units_and_refused_with_their_place() {
+        let good =
+            file("[caches.users]\nmemory = \"8m\"\ndefault_ttl = \"2s\"\n[caches.\"a.b\"]\n");
+        let loaded = sources(Some(good.path()), &[], &[]).load().unwrap();
+        let names: Vec<_> = loaded.caches.iter().map(|cache| cache.name.as_str()).collect();
+        assert_eq!(names, ["a.b", "users"]);
+        let users = &loaded.caches[1];
+        assert_eq!((users.memory, users.default_ttl_ms, users.copies), (8 << 20, 2_000, 1));
+
+        let bad = file(
+            "[caches.users]\nmemori = 1\nmemory = \"x\"\n[caches.\"a b\"]\n[caches.default]\n\
+             [caches.two]\ncopies = 2\n",
+        );
+        let at = bad.path().display();
+        let found = messages(&sources(Some(bad.path()), &[], &[]));
+        for expected in [
+            format!("{at}:2:1: unknown setting `caches.users.memori`; did you mean `memory`?"),
+            format!("{at}:3:1: caches.users.memory: expected bytes"),
+            format!("{at}:4:9: caches.a b: a name is 1 to 64"),
+            format!("{at}:5:9: caches.default: the settings of the node"),
+            format!("{at}:6:9: caches.two: this version serves one copy"),
+        ] {
+            assert!(
+                found.iter().any(|line| line.starts_with(&expected)),
+                "{expected} in {found:#?}"
+            );
+        }
+        assert_eq!(found.len(), 5);
+
+        let large = file("max_item_size = \"1m\"\n[caches.users]\nmax_item_size = \"2m\"\n");
+        assert!(messages(&sources(Some(large.path()), &[], &[]))[0].contains("caches.users"));
     }
 
     #[test]

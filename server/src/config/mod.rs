@@ -7,6 +7,7 @@
 //!
 //! Always true of a [`Config`]: every value is within its range, and the values fit together.
 
+mod caches;
 mod default;
 mod load;
 mod show;

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Loaded, Origin, SETTINGS, Setting, value::TomlForm};
+use super::{Loaded, Origin, SETTINGS, Setting, caches, value::TomlForm};
 
 /// The settings in effect, ready to be saved as a file; with where each came from if wanted.
 pub(crate) fn render_effective(loaded: &Loaded, with_origin: bool) -> String {
@@ -23,6 +23,7 @@ pub(crate) fn render_effective(loaded: &Loaded, with_origin: bool) -> String {
             writeln!(out, "{line}")
         };
     }
+    caches::render(&loaded.caches, &mut out);
     out
 }
 
@@ -53,6 +54,7 @@ pub(crate) fn render_sample() -> String {
             }
         };
     }
+    caches::render_sample(&mut out);
     out
 }
 
@@ -85,7 +87,14 @@ mod tests {
     #[test]
     fn what_is_shown_loads_to_the_same_settings() {
         let flags = vec![("memory", "100m".to_owned()), ("enable_shutdown", "true".to_owned())];
-        let loaded = Sources { flags, ..Sources::default() }.load().unwrap();
+        let caches = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(
+            caches.path(),
+            "[caches.\"a.b\"]\nmemory = \"9m\"\ndefault_ttl = \"90s\"\neviction = \"none\"\n[caches.c]\n",
+        )
+        .unwrap();
+        let file = Some(caches.path().into());
+        let loaded = Sources { flags, file, ..Sources::default() }.load().unwrap();
         for with_origin in [false, true] {
             let file = tempfile::NamedTempFile::new().unwrap();
             std::fs::write(file.path(), render_effective(&loaded, with_origin)).unwrap();
@@ -94,6 +103,7 @@ mod tests {
             let texts =
                 |l: &Loaded| l.texts.iter().map(|(text, _)| text.clone()).collect::<Vec<_>>();
             assert_eq!(texts(&again), texts(&loaded));
+            assert_eq!(again.caches, loaded.caches);
         }
     }
 

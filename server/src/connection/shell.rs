@@ -172,13 +172,20 @@ impl<S: Session> Connection<'_, S> {
     /// Says what is to be said unasked, or reads once and runs what that completes. Polls through [`AsyncRead`]: after a read that
     /// does not fill the buffer it knows the socket to be empty, without a second system call.
     fn poll_turn(&mut self, task: &mut TaskContext<'_>) -> Poll<io::Result<Turn>> {
-        if self.session.poll_unasked(task).is_ready() {
+        let speaks = self.session.poll_unasked(task).is_ready();
+        if speaks {
             SHARED.with_borrow_mut(|shared| self.speak(&mut shared.memory))?;
-            return Poll::Ready(Ok(Turn::More));
+            if self.closing || !self.output.is_empty() {
+                return Poll::Ready(Ok(Turn::More));
+            }
+            // However much there is to tell, requests get their turn.
         }
         SHARED.with_borrow_mut(|shared| {
             let mut buffer = ReadBuf::new(&mut shared.input);
-            ready!(poll_read(&mut self.stream, task, &mut buffer))?;
+            match poll_read(&mut self.stream, task, &mut buffer) {
+                Poll::Pending if speaks => return Poll::Ready(Ok(Turn::More)),
+                read => ready!(read)?,
+            }
             let len = buffer.filled().len();
             if len == 0 {
                 return Poll::Ready(Ok(Turn::End));

@@ -34,6 +34,9 @@ const PARTITIONS: u32 = 1024;
 /// Hottest and largest keys that are told.
 const KEYS_MAX: usize = 16;
 
+/// Items looked at, over all caches, for the largest ones: a worker does it between two requests.
+const SAMPLE_ITEMS: usize = 2_048;
+
 /// Runs a request and answers it.
 pub(super) fn run(
     session: &mut Native,
@@ -116,15 +119,17 @@ pub(super) fn run(
             let text = format!("this node knows no operation {op}");
             refuse(replies, ErrorCode::UnknownOperation, &text);
         }
-        // These are run elsewhere.
-        Body::Hello(_) | Body::Data(_) | Body::Batch { .. } | Body::Scan(_) | Body::Ping => {}
+        // These are run elsewhere; should one ever come here, its client must not wait for ever.
+        Body::Hello(_) | Body::Data(_) | Body::Batch { .. } | Body::Scan(_) | Body::Ping => {
+            refuse(replies, ErrorCode::Internal, "the node lost its way with this request");
+        }
     }
 }
 
 fn fail(replies: &mut Vec<u8>, id: u32, error: &CacheError) {
     let code = match error {
         CacheError::Exists(_) => ErrorCode::CacheExists,
-        CacheError::NoSuchCache(_) => ErrorCode::NoSuchCache,
+        CacheError::NoSuchCache => ErrorCode::NoSuchCache,
         CacheError::Default => ErrorCode::Forbidden,
         CacheError::TooMany | CacheError::NoMemory { .. } => ErrorCode::LimitReached,
         CacheError::TooLittle | CacheError::ValueTooLarge { .. } => ErrorCode::BadArgument,
@@ -206,12 +211,11 @@ fn info(node: &Node, now_ms: u64) -> NodeInfo {
     };
     let table = node.caches.load();
     let mut largest: Vec<KeyInfo> = Vec::new();
+    let items = SAMPLE_ITEMS / table.iter().count().max(1);
     for cache in table.iter() {
         let mut sample = cache.largest.lock();
-        largest.extend(sample.sample(&cache.store, now_ms).iter().map(|(key, len)| KeyInfo {
-            cache: cache.settings.name.as_ref().into(),
-            key: key.to_vec(),
-            amount: *len,
+        largest.extend(sample.sample(&cache.store, items, now_ms).iter().map(|(key, len)| {
+            KeyInfo { cache: cache.settings.name.as_ref().into(), key: key.to_vec(), amount: *len }
         }));
     }
     largest.sort_by_key(|key| std::cmp::Reverse(key.amount));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kiln_engine::{Ahead, Store};
 use kiln_protocol::{
     Parsed,
-    native::{Body, ErrorCode, Failure, FrameError, Items, Request, respond},
+    native::{Body, ErrorCode, Failure, FrameError, ItemHead, Items, Request, respond},
 };
 
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
     connection::{Context, Then, WorkerMemory},
     native::{
         BATCH_OPS_MAX, admin,
-        item::{self, Answer, Operation},
+        item::{self, Answer},
         scan,
         session::{Found, Native},
     },
@@ -57,8 +57,8 @@ impl Scratch {
 /// A request that was read.
 enum Ready<'a, 't> {
     Item {
-        id: u32,
-        operation: Operation<'a, 't>,
+        head: ItemHead<'a>,
+        found: Option<Found<'t>>,
         end: usize,
     },
     Batch {
@@ -92,15 +92,6 @@ enum Ready<'a, 't> {
 }
 
 impl Ready<'_, '_> {
-    /// The hash of its key, if it has one.
-    #[inline]
-    fn hash(&self) -> u64 {
-        match self {
-            Self::Item { operation, .. } => Store::hash(operation.item.command.key()),
-            _ => 0,
-        }
-    }
-
     /// Where the request ends in the input of its batch.
     fn end(&self) -> usize {
         match self {
@@ -128,13 +119,10 @@ pub(super) fn run(
         // Each time anew: a request of the last pass may have changed the caches.
         let table = context.node.caches.load();
         let mut requests: Vec<Ready<'_, '_>> = std::mem::take(kept);
-        let rest = read(session, &table, &input[done..], &mut requests);
         hashes.clear();
-        hashes.extend(requests.iter().map(Ready::hash));
-        if let Some(place) = sampler.pick(requests.len())
-            && let Some(Ready::Item { operation, .. }) = requests.get(place)
-        {
-            operation.count_key(context.worker, hashes[place]);
+        let rest = read(session, &table, &input[done..], &mut requests, hashes);
+        if let Some(place) = sampler.pick(requests.len()) {
+            count_key(context, &requests[place], hashes[place]);
         }
         let last = requests.len();
         let mut left = Left::All;
@@ -142,14 +130,13 @@ pub(super) fn run(
         let mut ahead: Option<Ahead<'_>> = None;
         for (number, request) in (1..).zip(&requests) {
             let after = match request {
-                Ready::Item { id, operation, .. } if session.is_open => {
+                Ready::Item { head, found, .. } if session.is_open => {
                     operations += 1;
                     let hash = match ahead.as_mut().and_then(Iterator::next) {
                         Some(hash) => hash,
                         None => begin_run(&requests, hashes, number - 1, &mut ahead),
                     };
-                    let answer = Answer::Frame { id: *id };
-                    item::run(session, context, operation, hash, answer, replies, scratch);
+                    item::run_frame(session, context, *found, head, hash, replies, scratch);
                     After::Next
                 }
                 request => {
@@ -204,13 +191,22 @@ enum After {
     Close,
 }
 
-/// Reads some requests. Returns how many bytes the next one needs, or `None` when there may be
-/// more in the input.
+/// Counts the key that a request asks for.
+#[cold]
+fn count_key(context: &Context<'_>, request: &Ready<'_, '_>, hash: u64) {
+    if let Ready::Item { head, found: Some(found), .. } = request {
+        context.worker.hottest.lock().count(found.cache.id, head.key, hash);
+    }
+}
+
+/// Reads some requests, and gives each a hash: that of its key, if it has one. Returns how many
+/// bytes the next one needs, or `None` when there may be more in the input.
 fn read<'a, 't>(
     session: &Native,
     table: &'t Table,
     input: &'a [u8],
     requests: &mut Vec<Ready<'a, 't>>,
+    hashes: &mut Vec<u64>,
 ) -> Option<usize> {
     let mut at = 0;
     while requests.len() < AHEAD_MAX {
@@ -223,16 +219,19 @@ fn read<'a, 't>(
             Ok(Parsed::ScratchFull) => return None,
             Err(error) => {
                 requests.push(broken(&error));
+                hashes.push(0);
                 return None;
             }
         };
         let end = at;
+        if let Some(head) = ItemHead::read(body) {
+            let found = session.find(table, head.cache);
+            hashes.push(Store::hash(head.key));
+            requests.push(Ready::Item { head, found, end });
+            continue;
+        }
+        hashes.push(0);
         match Request::decode(body) {
-            Ok(Request { id, body: Body::Data(data) }) => {
-                let found = session.find(table, data.cache);
-                let operation = Operation { found, item: data.item };
-                requests.push(Ready::Item { id, operation, end });
-            }
             Ok(Request { id, body: Body::Batch { cache, items } }) => {
                 let found = session.find(table, cache);
                 requests.push(Ready::Batch { id, found, items, end });
@@ -275,7 +274,7 @@ fn begin_run<'h>(
     ahead: &mut Option<Ahead<'h>>,
 ) -> u64 {
     let cache = |request: &Ready<'_, 'h>| match request {
-        Ready::Item { operation, .. } => operation.found.map(|found| found.cache),
+        Ready::Item { found, .. } => found.map(|found| found.cache),
         _ => None,
     };
     *ahead = None;
@@ -381,7 +380,6 @@ impl RareContext<'_, '_> {
             let count = items.len().min(AHEAD_MAX);
             for hash in found.cache.store.ahead(&hashes[..count]) {
                 let Some(item) = items.next() else { break };
-                let operation = Operation { found: Some(found), item };
                 let answer = match start {
                     None => Answer::None,
                     Some(_) => {
@@ -392,7 +390,7 @@ impl RareContext<'_, '_> {
                     }
                 };
                 let Self { session, context, scratch, .. } = self;
-                item::run(session, context, &operation, hash, answer, replies, scratch);
+                item::run(session, context, found, &item, hash, answer, replies, scratch);
             }
         }
         if let Some(start) = start {

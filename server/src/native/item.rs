@@ -2,9 +2,9 @@
 
 use kiln_engine::{Store, Value};
 use kiln_protocol::{
-    command::{Command, ItemMeta, Outcome},
+    command::{Command, Get, ItemMeta, Outcome},
     native::{
-        ErrorCode, Failure, HitHead, Item, Value as WireValue, Want, compress, inflate,
+        ErrorCode, Failure, HitHead, Item, ItemHead, Value as WireValue, Want, compress, inflate,
         respond::{self, element},
     },
 };
@@ -19,27 +19,10 @@ use crate::{
         busy, replace,
         session::{Found, Native},
     },
-    node::WorkerState,
 };
 
 /// The longest answer that carries no value, in bytes: an error with its text.
 pub(super) const SHORT_ANSWER_MAX: usize = 160;
-
-/// An operation and where it happens.
-pub(super) struct Operation<'a, 't> {
-    /// `None`: there is no such cache.
-    pub(super) found: Option<Found<'t>>,
-    pub(super) item: Item<'a>,
-}
-
-impl Operation<'_, '_> {
-    /// Counts the key among those asked for.
-    pub(super) fn count_key(&self, worker: &WorkerState, hash: u64) {
-        if let Some(found) = self.found {
-            worker.hottest.lock().count(found.cache.id, self.item.command.key(), hash);
-        }
-    }
-}
 
 /// How an operation is answered.
 #[derive(Clone, Copy)]
@@ -84,25 +67,68 @@ impl Answer {
     }
 }
 
+/// Runs an operation that came alone, and answers it.
+#[inline]
+pub(super) fn run_frame(
+    session: &mut Native,
+    context: &mut Context<'_>,
+    found: Option<Found<'_>>,
+    head: &ItemHead<'_>,
+    hash: u64,
+    replies: &mut Vec<u8>,
+    scratch: &mut Scratch,
+) {
+    let answer = Answer::Frame { id: head.id };
+    let Some(found) = found else {
+        let failure = Failure::refused(ErrorCode::NoSuchCache, NO_SUCH_CACHE);
+        return answer.failure(&failure, replies);
+    };
+    if head.is_plain_get() {
+        let get = Command::Get(Get { may_refill: true, ..Get::plain(head.key) });
+        return run_plain(session, context, found, &get, hash, answer, replies, scratch);
+    }
+    match head.item() {
+        Ok(item) => run(session, context, found, &item, hash, answer, replies, scratch),
+        Err(refused) => {
+            context.worker.counters.protocol_errors.add(1);
+            answer.failure(&Failure::refused(refused.code, refused.what), replies);
+        }
+    }
+}
+
 /// Runs an operation and appends its answer.
+#[allow(clippy::too_many_arguments)] // what is at hand anyway: a struct would be built each time
 #[inline]
 pub(super) fn run(
     session: &mut Native,
     context: &mut Context<'_>,
-    operation: &Operation<'_, '_>,
+    found: Found<'_>,
+    item: &Item<'_>,
     hash: u64,
     answer: Answer,
     replies: &mut Vec<u8>,
     scratch: &mut Scratch,
 ) {
-    let Some(found) = operation.found else {
-        let failure = Failure::refused(ErrorCode::NoSuchCache, NO_SUCH_CACHE);
-        return answer.failure(&failure, replies);
-    };
-    let Item { command, want } = &operation.item;
+    let Item { command, want } = item;
     if *want != Want::default() || !is_plain(command, &found.cache.store) {
-        return run_special(session, context, operation, hash, answer, replies, scratch);
+        return run_special(session, context, found, item, hash, answer, replies, scratch);
     }
+    run_plain(session, context, found, command, hash, answer, replies, scratch);
+}
+
+/// Runs a command of which nothing special is wanted.
+#[allow(clippy::too_many_arguments)]
+#[inline(always)]
+fn run_plain(
+    session: &mut Native,
+    context: &mut Context<'_>,
+    found: Found<'_>,
+    command: &Command<'_>,
+    hash: u64,
+    answer: Answer,
+    replies: &mut Vec<u8>,
+    scratch: &mut Scratch,
+) {
     let sink = ToClient {
         answer,
         no_value: false,
@@ -111,8 +137,7 @@ pub(super) fn run(
         pinned: context.pinned,
         compressed: session.lz4.then_some(&mut *scratch),
     };
-    let pending = execute_with(found.cache, command, hash, context.now_ms, sink);
-    if let Some(item) = pending {
+    if let Some(item) = execute_with(found.cache, command, hash, context.now_ms, sink) {
         send_compressed(&item, answer, replies, scratch);
     }
 }
@@ -127,18 +152,19 @@ fn is_plain(command: &Command<'_>, store: &Store) -> bool {
 }
 
 /// The same for operations that want something beside their command.
+#[allow(clippy::too_many_arguments)]
 #[cold]
 fn run_special(
     session: &mut Native,
     context: &mut Context<'_>,
-    operation: &Operation<'_, '_>,
+    found: Found<'_>,
+    item: &Item<'_>,
     hash: u64,
     answer: Answer,
     replies: &mut Vec<u8>,
     scratch: &mut Scratch,
 ) {
-    let Some(found) = operation.found else { return };
-    let Item { command, want } = operation.item;
+    let Item { command, want } = *item;
     let now_ms = context.now_ms;
     let cache = found.cache;
     let refuse = |code, text: &str, replies: &mut Vec<u8>| {

@@ -38,12 +38,16 @@ pub(crate) struct Native {
     pub(super) is_open: bool,
     /// Both sides compress.
     pub(super) lz4: bool,
-    /// By number, `default` first.
+    /// By number, rising; `default` first.
     handles: Vec<Handle>,
+    /// Given to the next cache. Numbers are not given twice: requests under way may still name a
+    /// cache that was dropped.
+    next_number: u32,
 }
 
 /// A cache that the client has open.
 struct Handle {
+    number: u32,
     key: CacheKey,
     tracker: Option<Tracker>,
 }
@@ -57,7 +61,8 @@ impl Native {
             gathered_len_max: gathered_len_max(node),
             is_open: false,
             lz4: false,
-            handles: vec![Handle { key: CacheKey::DEFAULT, tracker: None }],
+            handles: vec![Handle { number: 0, key: CacheKey::DEFAULT, tracker: None }],
+            next_number: 1,
         }
     }
 
@@ -137,24 +142,30 @@ impl Native {
     /// Gives a cache a number on this connection; the same one each time. `None` when there are
     /// too many.
     pub(super) fn open(&mut self, table: &Table, key: CacheKey) -> Option<u32> {
-        let known = self.handles.iter().position(|handle| handle.key == key);
-        let place = known.or_else(|| {
-            // The numbers of dropped caches are given again.
-            let gone = self.handles.iter().position(|handle| table.get(handle.key).is_none());
-            let handle = Handle { key, tracker: None };
-            match gone {
-                Some(place) => {
-                    self.handles[place] = handle;
-                    Some(place)
-                }
-                None if self.handles.len() < HANDLES_MAX => {
-                    self.handles.push(handle);
-                    Some(self.handles.len() - 1)
-                }
-                None => None,
-            }
-        });
-        place.and_then(|place| u32::try_from(place).ok())
+        if let Some(known) = self.number_of(key) {
+            return Some(known);
+        }
+        self.handles.retain(|handle| table.get(handle.key).is_some());
+        if self.handles.len() >= HANDLES_MAX {
+            return None;
+        }
+        let number = self.next_number;
+        self.next_number = number.checked_add(1)?;
+        self.handles.push(Handle { number, key, tracker: None });
+        Some(number)
+    }
+
+    fn number_of(&self, key: CacheKey) -> Option<u32> {
+        self.handles.iter().find(|handle| handle.key == key).map(|handle| handle.number)
+    }
+
+    /// The place of a handle among those that are open.
+    #[inline]
+    fn place(&self, number: u32) -> Option<usize> {
+        if number == 0 {
+            return Some(0);
+        }
+        self.handles.binary_search_by_key(&number, |handle| handle.number).ok()
     }
 
     /// The cache that a request means, and its number here, if it has one.
@@ -162,14 +173,13 @@ impl Native {
     pub(super) fn find<'t>(&self, table: &'t Table, cache: CacheRef<'_>) -> Option<Found<'t>> {
         match cache {
             CacheRef::Handle(number) => {
-                let handle = self.handles.get(number as usize)?;
+                let handle = self.handles.get(self.place(number)?)?;
                 let cache = table.get(handle.key)?;
                 Some(Found { cache, number: Some(number) })
             }
             CacheRef::Name(name) => {
                 let (key, cache) = table.by_name(name)?;
-                let number = self.handles.iter().position(|handle| handle.key == key);
-                Some(Found { cache, number: number.and_then(|n| u32::try_from(n).ok()) })
+                Some(Found { cache, number: self.number_of(key) })
             }
         }
     }
@@ -181,7 +191,8 @@ impl Native {
         found: Found<'_>,
         hash: u64,
     ) -> Result<(), TrackFailure> {
-        let handle = found.number.and_then(|number| self.handles.get_mut(number as usize));
+        let place = found.number.and_then(|number| self.place(number));
+        let handle = place.and_then(|place| self.handles.get_mut(place));
         let handle = handle.ok_or(TrackFailure::NotOpen)?;
         let tracker = match &mut handle.tracker {
             Some(tracker) => tracker,
@@ -216,8 +227,8 @@ impl Native {
     }
 
     fn numbers(&self, cache: u32) -> impl Iterator<Item = u32> {
-        let of = move |(_, handle): &(u32, &Handle)| handle.key.id() == cache;
-        (0..).zip(&self.handles).filter(of).map(|(number, _)| number)
+        let of_cache = self.handles.iter().filter(move |handle| handle.key.id() == cache);
+        of_cache.map(|handle| handle.number)
     }
 }
 

@@ -30,13 +30,22 @@ impl Eventual {
         }
     }
 
-    /// A write was acknowledged as `version`; its owner held `before` when it took the request.
+    /// A write was acknowledged as `version`; when its owner took the request it held `before` of
+    /// the key, and had been sent messages by nodes that knew of `heard`, of any key.
     pub fn on_written(
         &mut self,
         key: &ItemKey,
         version: Version,
         before: Option<Version>,
+        heard: Option<Version>,
     ) -> Result<(), Violation> {
+        if heard.is_some_and(|heard| millis(version) < millis(heard)) {
+            return Err(Violation::new(
+                "versions follow what was heard",
+                name_of(key),
+                format!("wrote {version} after hearing of {heard:?}"),
+            ));
+        }
         if before.is_some_and(|before| version <= before) {
             return Err(Violation::new(
                 "a write is newer than what it replaces",
@@ -120,6 +129,11 @@ impl Eventual {
     }
 }
 
+/// The milliseconds of a stamp; the counter below them travels with items only.
+pub fn millis(version: Version) -> u64 {
+    version.0 >> 16
+}
+
 /// Whether `value` can be cut into known pieces (appended and prepended ones).
 fn consists_of(value: &[u8], known: &BTreeSet<Vec<u8>>) -> bool {
     // Pieces end with a semicolon and hold none within, so there is only one way to cut.
@@ -156,10 +170,19 @@ mod tests {
     #[test]
     fn a_write_not_above_what_its_owner_held_is_refused() {
         let mut judge = Eventual::default();
-        judge.on_written(&key(), Version(5), None).unwrap();
-        judge.on_written(&key(), Version(6), Some(Version(5))).unwrap();
-        judge.on_written(&key(), Version(6), Some(Version(6))).unwrap_err();
-        judge.on_written(&key(), Version(4), Some(Version(6))).unwrap_err();
+        judge.on_written(&key(), Version(5), None, None).unwrap();
+        judge.on_written(&key(), Version(6), Some(Version(5)), None).unwrap();
+        judge.on_written(&key(), Version(6), Some(Version(6)), None).unwrap_err();
+        judge.on_written(&key(), Version(4), Some(Version(6)), None).unwrap_err();
+    }
+
+    #[test]
+    fn a_write_stamped_before_what_its_owner_had_heard_of_is_refused() {
+        let mut judge = Eventual::default();
+        let at = |ms: u64| Version(ms << 16 | 3);
+        judge.on_written(&key(), at(500), None, Some(at(499))).unwrap();
+        judge.on_written(&key(), at(500), None, Some(at(500))).unwrap();
+        judge.on_written(&key(), at(500), None, Some(at(501))).unwrap_err();
     }
 
     #[test]
@@ -185,7 +208,7 @@ mod tests {
     #[test]
     fn an_acknowledged_write_missing_after_the_heal_is_refused_unless_its_holders_died() {
         let mut judge = Eventual::default();
-        judge.on_written(&key(), Version(5), None).unwrap();
+        judge.on_written(&key(), Version(5), None, None).unwrap();
         judge.on_healed(member(1), &key(), Some((Version(5), true)), false).unwrap();
         judge.on_healed(member(1), &key(), Some((Version(4), true)), false).unwrap_err();
         judge.on_healed(member(1), &key(), None, false).unwrap_err();

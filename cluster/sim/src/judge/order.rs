@@ -173,6 +173,8 @@ impl Order {
         rules.evicts
             || key.lost_at.is_some_and(|at| at >= call.called)
             || key.removers.values().any(|remover| remover.returned >= call.called)
+            // An end that an earlier call gave stays with the item.
+            || (call.keeps_end() && !key.removers.is_empty())
     }
 
     /// All copies of a partition were gone at once: what was there may be lost.
