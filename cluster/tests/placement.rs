@@ -7,6 +7,7 @@ use kiln_cluster::{
     placement::{Candidate, StableNodeHasher, partition_of, place, shares},
 };
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 use rendezvous_hash::NodeHasher as _;
 
 const PARTITIONS: u32 = 1_024;

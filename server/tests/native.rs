@@ -424,7 +424,7 @@ fn a_batch_answers_each_operation_in_its_place() {
         plain(Command::Delete(Delete::plain(b"a"))),
     ];
     let batch = |out: &mut Vec<u8>, id| {
-        encode::batch(out, id, CacheRef::Handle(0), items.clone().into_iter());
+        encode::batch(out, id, CacheRef::Handle(0), items.into_iter());
     };
     let frame = client.call(batch);
     let Response::Batch(results) = frame.response() else { panic!("{:?}", frame.response()) };

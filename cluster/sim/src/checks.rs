@@ -155,17 +155,16 @@ impl World<'_> {
                 ));
             }
         }
-        // A holder that died since it confirmed cannot be asked. One that was taken out of the
-        // in-sync set may drop its copy before the primary hears of it; but a primary that has
-        // heard must not acknowledge.
+        // A holder may die or drop its copy between the moment at which the primary had all
+        // confirmations and a later answer, so only answers of that same turn are judged; and one
+        // that left since it confirmed cannot be asked.
+        if !self.made_stable {
+            return Ok(());
+        }
         let gone = self.departures.iter().filter(|gone| {
             gone.at >= call.called && gone.place.is_none_or(|place| place == call.place)
         });
-        // A retry may be answered by whoever remembers, long after.
-        let first = self.clients.all[call.client as usize].open.as_ref();
-        let first = first.is_some_and(|open| open.id == id && open.attempts == 1);
-        let known = self.process_of(who).filter(|_| first);
-        let known = known.and_then(|p| p.node.topology().partition(call.place));
+        let known = self.process_of(who).and_then(|p| p.node.topology().partition(call.place));
         let wanted = usize::from(self.rules.min_in_sync);
         let knows =
             known.is_some_and(|known| known.primary == Some(who) && known.in_sync.len() < wanted);

@@ -30,7 +30,7 @@ pub struct Row {
 pub const CASES: &[Case] = &[
     case(Mutant::ShrinkOnRequest, "strong"),
     case(Mutant::PromotedNotCounted, "strong"),
-    case(Mutant::LowerTermAccepted, "strong-failovers"),
+    case(Mutant::LowerTermAccepted, "strong-slow-network"),
     case(Mutant::IncarnationKept, "strong"),
     case(Mutant::ReadUnconfirmed, "strong"),
     case(Mutant::ReadUnstable, "strong"),

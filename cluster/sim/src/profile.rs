@@ -142,8 +142,9 @@ pub const PROFILES: &[Profile] = &[
     Profile { name: "strong-slow-network", delay_max: 80 * MS, ..STRONG_RECORD },
     Profile {
         name: "strong-tight-memory",
-        memory: Memory::Map(1_400),
-        padding: 160,
+        memory: Memory::Map(3_000),
+        keys: (6, 12),
+        padding: 240,
         ..STRONG_RECORD
     },
     Profile { name: "strong-expiry", ttl_share: 0.7, clock_offset_ms: 3_000, ..STRONG_RECORD },
@@ -243,7 +244,7 @@ impl Plan {
             weather: draw_weather(rng, profile.delay_max),
             ordered_links: rng.chance(0.5),
             drift_ppm,
-            config: config(drift_ppm, rng),
+            config: config(drift_ppm, profile.memory, rng),
         }
     }
 }
@@ -283,12 +284,18 @@ fn cache(kind: CacheKind, copies: u8, rng: &mut Rng) -> CacheSpec {
 }
 
 /// Small limits, so that short runs reach them.
-fn config(drift_ppm: u64, rng: &mut Rng) -> NodeConfig {
+fn config(drift_ppm: u64, memory: Memory, rng: &mut Rng) -> NodeConfig {
     let strong = StrongConfig {
         request_timeout_ms: *rng.pick(&[500, 2_000]),
         pending_writes_max: *rng.pick(&[4, 64]),
         shrink_after_ms: *rng.pick(&[300, 1_000]),
         clock_drift_ppm: 2 * drift_ppm,
+        // A small memory would otherwise be all reserve, and refuse every write.
+        room_reserve_bytes: match memory {
+            Memory::Map(bytes) => bytes / 8,
+            Memory::Engine(_) => StrongConfig::default().room_reserve_bytes,
+        }
+        .min(StrongConfig::default().room_reserve_bytes),
         chunk_items: *rng.pick(&[1, 2, 64]),
         chunks_in_flight: *rng.pick(&[1, 4]),
         ..StrongConfig::default()

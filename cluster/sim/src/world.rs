@@ -158,6 +158,8 @@ pub struct World<'p> {
     pub(crate) held_before: BTreeMap<usize, HeldBefore>,
     /// What ended calls had asked: late attempts of theirs still reach nodes.
     pub(crate) ended: BTreeMap<usize, kiln_cluster::node::Request>,
+    /// Whether the node whose actions are carried out now made an effect stable in this turn.
+    pub(crate) made_stable: bool,
     pub(crate) losses: Vec<Loss>,
     pub(crate) departures: Vec<Departure>,
     pub(crate) healing: bool,
@@ -205,6 +207,7 @@ impl<'p> World<'p> {
             primaries: Primaries::default(),
             held_before: BTreeMap::new(),
             ended: BTreeMap::new(),
+            made_stable: false,
             losses: Vec::new(),
             departures: Vec::new(),
             healing: false,
@@ -317,7 +320,9 @@ impl<'p> World<'p> {
             }
             Event::Audit => {
                 self.audit();
-                self.queue.push(self.now + AUDIT_EVERY, Event::Audit);
+                // Looking at many large items costs more than the run.
+                let every = AUDIT_EVERY * (1 + Time::from(self.plan.keys) / 10);
+                self.queue.push(self.now + every, Event::Audit);
             }
             Event::Fault => self.on_fault(),
             Event::Restart { node } => self.restart(node),
@@ -420,6 +425,8 @@ impl<'p> World<'p> {
         let mut actions = Vec::new();
         process.node.handle(reading(&machine.clock, self.now), event, &mut actions);
         let member = process.member;
+        let is_stable = |action: &Action| matches!(action, Action::Report(Report::Stable { .. }));
+        self.made_stable = actions.iter().any(is_stable);
         for action in actions {
             self.act(member, action);
         }

@@ -501,21 +501,24 @@ impl HitHead<'_> {
     }
 }
 
-/// The head of the commonest answer, put together on the stack: appended piece by piece, each piece
-/// would look whether the vector has room.
-struct Short {
-    bytes: [u8; Self::LEN_MAX],
+/// The head of the commonest answer, written into room made for it at once: appended piece by
+/// piece, each piece would look whether the vector has room.
+struct Short<'a> {
+    bytes: &'a mut [u8; Short::LEN_MAX],
     len: usize,
 }
 
-impl Short {
+impl Short<'_> {
     /// Frame head, array, kind, id, version, flags, end, no extra, and the head of the value:
     /// 4 + 1 + 1 + 5 + 9 + 5 + 9 + 1 + 5 at most.
     const LEN_MAX: usize = 48;
 
     #[inline(always)]
-    fn plain_hit(id: u32, item: &ItemMeta) -> Self {
-        let mut short = Self { bytes: [0; Self::LEN_MAX], len: FRAME_HEAD_LEN };
+    fn append_plain_hit(out: &mut Vec<u8>, id: u32, item: &ItemMeta) {
+        let start = out.len();
+        out.extend_from_slice(&[0; Self::LEN_MAX]);
+        let Some(bytes) = out[start..].first_chunk_mut() else { return };
+        let mut short = Short { bytes, len: FRAME_HEAD_LEN };
         short.push([0x97, Kind::Value as u8]);
         short.uint(u64::from(id));
         short.uint(item.version);
@@ -538,7 +541,8 @@ impl Short {
         }
         let body_len = (short.len - FRAME_HEAD_LEN + item.value_len) as u32;
         short.bytes[..FRAME_HEAD_LEN].copy_from_slice(&body_len.to_be_bytes());
-        short
+        let end = start + short.len;
+        out.truncate(end);
     }
 
     #[inline(always)]
@@ -565,14 +569,6 @@ impl Short {
                 self.push(number.to_be_bytes());
             }
         }
-    }
-
-    /// All bytes and then as many fewer: a copy of known length is a few instructions.
-    #[inline(always)]
-    fn append_to(&self, out: &mut Vec<u8>) {
-        let end = out.len() + self.len;
-        out.extend_from_slice(&self.bytes);
-        out.truncate(end);
     }
 }
 
@@ -619,7 +615,7 @@ pub mod respond {
     #[inline]
     pub fn hit_head(out: &mut Vec<u8>, id: u32, head: HitHead<'_>) {
         if head.with_value && head.extra() == Extra::default() {
-            return Short::plain_hit(id, head.item).append_to(out);
+            return Short::append_plain_hit(out, id, head.item);
         }
         let start = begin_frame(out);
         put_array(out, 7);
@@ -871,7 +867,7 @@ mod tests {
                 put_uint(&mut long, u64::from(small));
                 HitHead { item: &item, with_value: true }.write(&mut long);
                 end_frame_before(&mut long, start, value_len);
-                Short::plain_hit(small, &item).append_to(&mut short);
+                Short::append_plain_hit(&mut short, small, &item);
                 assert_eq!(short, long, "{item:?}");
             }
         }

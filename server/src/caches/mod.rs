@@ -256,7 +256,7 @@ impl Caches {
             return Err(CacheError::TooMany);
         }
         if settings.memory == 0 {
-            settings.memory = default_share(ledger.wanted[0]);
+            settings.memory = default_share(ledger.wanted[0]).max(2 * settings.value_len_max);
         }
         let memory = settings.memory;
         if memory < MEMORY_MIN {
@@ -281,7 +281,10 @@ impl Caches {
         store.set_memory(MEMORY_MIN);
         let before = self.default.store.memory();
         self.default.store.set_memory(before.min(left));
-        if !self.make_room(&ledger, &table, now_ms) {
+        // One that refuses writes rather than evict must not do so because it is new.
+        let policy = store.policy();
+        let needs = if policy == PolicyKind::None { memory } else { MEMORY_MIN };
+        if !self.make_room(&ledger, &table, needs, now_ms) {
             self.default.store.set_memory(before);
             return Err(CacheError::Busy);
         }
@@ -300,22 +303,23 @@ impl Caches {
         let mut names = table.names.clone();
         names.insert(cache.settings.name.clone(), slot as u32);
         self.table.store(Arc::new(Table { slots, names }));
-        self.unsettled.store(true, Release);
+        self.raise(&mut ledger);
         tracing::info!(cache = %cache.settings.name, bytes = memory, "cache made");
         Ok(cache)
     }
 
-    /// Has `default` give pages until the least that a store needs is free.
-    fn make_room(&self, ledger: &Ledger, table: &Table, now_ms: u64) -> bool {
+    /// Has `default` give pages until so many bytes are free. False when that would take long; it
+    /// can be asked for again.
+    fn make_room(&self, ledger: &Ledger, table: &Table, needs: usize, now_ms: u64) -> bool {
         for _ in 0..MAKE_ROOM_ROUNDS {
-            if ledger.free(table) >= MEMORY_MIN {
+            if ledger.free(table) >= needs {
                 return true;
             }
             if !self.default.store.maintain(now_ms, MAKE_ROOM_STEPS).more {
                 break;
             }
         }
-        ledger.free(table) >= MEMORY_MIN
+        ledger.free(table) >= needs
     }
 
     /// Drops a cache and all its items.
@@ -456,7 +460,10 @@ impl Caches {
                 leaving.store.maintain(now_ms, steps);
             }
             self.settle();
-            sum.more |= self.unsettled.load(Relaxed);
+            if self.unsettled.load(Relaxed) {
+                // Soon, but no more than that: it may be a slow client who is waited for.
+                sum.next_due_ms = Some(now_ms);
+            }
         }
         sum
     }

@@ -131,6 +131,8 @@ impl CacheSettings {
         }
         let limit = value_len_max;
         let value_len_max = match spec.max_item_size {
+            // In a small cache, as long as they can be there.
+            0 if spec.memory > 0 => limit.min(usize::try_from(spec.memory / 2).unwrap_or(limit)),
             0 => limit,
             value => usize::try_from(value)
                 .ok()
@@ -173,10 +175,11 @@ impl CacheSettings {
     }
 
     /// Whether a cache of these settings is what `wish` asks for. Who leaves the memory to the
-    /// node is content with any.
+    /// node is content with any, and with values as long as there can be in it.
     pub(crate) fn serves_as(&self, wish: &Self) -> bool {
         let memory = if wish.memory == 0 { self.memory } else { wish.memory };
-        *self == Self { memory, ..wish.clone() }
+        let value_len_max = wish.value_len_max.min(memory / 2);
+        *self == Self { memory, value_len_max, ..wish.clone() }
     }
 }
 
@@ -218,6 +221,14 @@ mod tests {
         assert!(text(|s| s.min_in_sync = 2).contains("min_in_sync"));
         assert!(text(|s| s.copies = 0).contains("copies"));
         assert!(text(|s| s.max_item_size = (1 << 20) + 1).contains("max_item_size"));
+    }
+
+    #[test]
+    fn values_in_a_small_cache_are_as_long_as_they_can_be() {
+        let small = wish(|spec| spec.memory = 1 << 20).unwrap();
+        assert_eq!(small.value_len_max, 1 << 19);
+        assert!(small.serves_as(&wish(|_| {}).unwrap()));
+        assert_eq!(wish(|spec| spec.memory = 8 << 20).unwrap().value_len_max, 1 << 20);
     }
 
     #[test]

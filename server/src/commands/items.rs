@@ -2,21 +2,22 @@
 
 use std::{
     ffi::OsString,
-    fs,
-    io::{self, IsTerminal, Read},
-    os::unix::ffi::{OsStrExt, OsStringExt},
+    io::{self, IsTerminal},
+    os::unix::ffi::OsStrExt,
     path::PathBuf,
     time::Duration,
 };
 
 use clap::ValueHint;
 use kiln_client::{Cache, Counted, Deleted, Entry, Expiry, Item, Written};
-use serde::{Serialize, ser::SerializeMap};
+use serde::Serialize;
 
 use super::{
     CommandError, EXIT_CODES,
     connect::{CacheArgs, explain, period},
-    output::{self, Format, OutputArgs, Table, Text, shown},
+    item_json::{Changed, EntryJson, ItemJson, Touched},
+    output::{self, Format, OutputArgs, Table, shown},
+    value::{from_file, from_stdin, given},
 };
 
 /// Print the value of a key.
@@ -488,128 +489,6 @@ fn expiry(text: &str) -> Result<Expiry, String> {
     }
 }
 
-/// A value as it stands on the command line.
-fn given(value: OsString) -> Result<Vec<u8>, CommandError> {
-    match value.as_bytes() {
-        b"-" => from_stdin(),
-        [b'@', b'@', ..] => Ok(value.as_bytes()[1..].to_vec()),
-        [b'@', path @ ..] => from_file(PathBuf::from(OsString::from_vec(path.to_vec()))),
-        _ => Ok(value.into_vec()),
-    }
-}
-
-fn from_file(path: PathBuf) -> Result<Vec<u8>, CommandError> {
-    let fail = |error: io::Error| CommandError::Failed(format!("{}: {error}", path.display()));
-    let file = fs::File::open(&path).map_err(fail)?;
-    bounded(file).map_err(fail)
-}
-
-fn from_stdin() -> Result<Vec<u8>, CommandError> {
-    bounded(io::stdin().lock())
-        .map_err(|error| CommandError::Failed(format!("standard input: {error}")))
-}
-
-/// No more than any node can be set to take: an endless input is an error, not the end of memory.
-fn bounded(input: impl Read) -> io::Result<Vec<u8>> {
-    let mut value = Vec::new();
-    input.take(VALUE_LEN_MAX + 1).read_to_end(&mut value)?;
-    if value.len() as u64 > VALUE_LEN_MAX {
-        let text = format!("a value is at most {} long", output::size(VALUE_LEN_MAX));
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
-    }
-    Ok(value)
-}
-
-/// An item for programs.
-struct ItemJson<'a> {
-    key: &'a [u8],
-    value: Option<&'a [u8]>,
-    value_len: Option<u64>,
-    version: u64,
-    flags: u32,
-    ttl: Option<Duration>,
-}
-
-impl<'a> ItemJson<'a> {
-    fn of(key: &'a [u8], item: &'a Item) -> Self {
-        let Item { version, flags, ttl, .. } = *item;
-        Self { key, value: Some(&item.value), value_len: None, version, flags, ttl }
-    }
-}
-
-impl Serialize for ItemJson<'_> {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(None)?;
-        for (name, bytes) in [("key", Some(self.key)), ("value", self.value)] {
-            if let Some(bytes) = bytes {
-                let text = Text::of(bytes);
-                let (name, text) = text.member(name);
-                map.serialize_entry(&name, text)?;
-            }
-        }
-        if let Some(len) = self.value_len {
-            map.serialize_entry("value_len", &len)?;
-        }
-        map.serialize_entry("version", &self.version)?;
-        map.serialize_entry("flags", &self.flags)?;
-        if let Some(ttl) = self.ttl {
-            map.serialize_entry("ttl_ms", &millis(ttl))?;
-        }
-        map.end()
-    }
-}
-
-/// A line of a scan for programs.
-struct EntryJson<'a>(&'a Entry);
-
-impl Serialize for EntryJson<'_> {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Entry { version, flags, ttl, value_len, .. } = *self.0;
-        let value = self.0.value.as_deref();
-        let value_len = value.is_none().then_some(value_len);
-        ItemJson { key: &self.0.key, value, value_len, version, flags, ttl }.serialize(serializer)
-    }
-}
-
-/// A write for programs.
-struct Changed<'a> {
-    key: &'a [u8],
-    number: Option<u64>,
-    version: u64,
-}
-
-impl Serialize for Changed<'_> {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(None)?;
-        let text = Text::of(self.key);
-        let (name, text) = text.member("key");
-        map.serialize_entry(&name, text)?;
-        if let Some(number) = self.number {
-            map.serialize_entry("number", &number)?;
-        }
-        map.serialize_entry("version", &self.version)?;
-        map.end()
-    }
-}
-
-struct Touched<'a> {
-    key: &'a [u8],
-}
-
-impl Serialize for Touched<'_> {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(None)?;
-        let text = Text::of(self.key);
-        let (name, text) = text.member("key");
-        map.serialize_entry(&name, text)?;
-        map.serialize_entry("touched", &true)?;
-        map.end()
-    }
-}
-
-/// The longest value that a node can be set to take.
-const VALUE_LEN_MAX: u64 = 64 << 20;
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -628,11 +507,5 @@ mod tests {
         assert_eq!(delta("18446744073709551615"), Ok(i128::from(u64::MAX)));
         assert!(delta("18446744073709551616").is_err());
         assert!(delta("1.5").is_err());
-    }
-
-    #[test]
-    fn an_endless_value_is_refused() {
-        let error = bounded(io::repeat(b'x')).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
     }
 }

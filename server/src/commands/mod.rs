@@ -11,12 +11,14 @@ mod cluster;
 mod connect;
 mod credentials;
 mod dump;
+mod item_json;
 mod items;
 mod load;
 mod man;
 mod output;
 mod records;
 mod top;
+mod value;
 
 use std::process::ExitCode;
 

@@ -361,12 +361,17 @@ impl Calm {
     }
 }
 
+/// One loss must not stop writes.
+pub fn min_in_sync(copies: u8) -> u8 {
+    copies.saturating_sub(1).max(1)
+}
+
 fn spec(copies: u8) -> CacheSpec {
     CacheSpec {
         id: CACHE,
         mode: Mode::Strong,
         copies,
-        min_in_sync: 2,
+        min_in_sync: min_in_sync(copies),
         read: ReadMode::Confirm,
         acks: Acks::One,
         eviction: Eviction::Refuse,

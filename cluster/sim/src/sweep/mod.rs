@@ -9,7 +9,7 @@ mod year;
 
 use std::fmt::Write as _;
 
-use self::calm::{Calm, Measured};
+use self::calm::{Calm, Measured, min_in_sync};
 use self::year::Year;
 use crate::queue::{MS, SECOND};
 
@@ -62,14 +62,15 @@ fn costs(measured: &[(u64, u8, Measured)]) -> String {
         BANDWIDTH >> 20
     );
     text.push_str(
-        "| nodes | copies | messages per write | heartbeats sent per node and second | their bytes \
+        "| nodes | copies | min_in_sync | messages per write | heartbeats sent per node and second | their bytes \
          per node and second | moved after one loss | time to full copies | unavailable per \
-         failover: mean | longest |\n|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n",
+         failover: mean | longest |\n|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n",
     );
     for (nodes, copies, m) in measured {
         let _ = writeln!(
             text,
-            "| {nodes} | {copies} | {:.2} | {:.1} | {:.0} | {:.2} MiB | {:.1} s | {:.0} ms | {:.0} ms |",
+            "| {nodes} | {copies} | {} | {:.2} | {:.1} | {:.0} | {:.2} MiB | {:.1} s | {:.0} ms | {:.0} ms |",
+            min_in_sync(*copies),
             m.messages_per_write,
             m.beats_per_second,
             m.beat_bytes_per_second,

@@ -10,6 +10,7 @@
 //! it was however the program ends, also by a panic or a signal; without a terminal nothing is
 //! drawn: `--once` prints one look instead.
 
+mod columns;
 mod figures;
 mod sampler;
 mod screen;

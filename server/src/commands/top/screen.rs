@@ -15,10 +15,11 @@ use ratatui::{
     widgets::{Block, Clear, Paragraph, Row, Sparkline, Table},
 };
 
-use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
-
-use super::figures::{CacheFigures, Figures, KeyFigure, NodeFigures, ProtocolFigures};
-use crate::commands::output::{count, shown, size, span};
+use super::{
+    columns::{COLUMN_GAP, Column, cache_columns, key_columns, node_columns, protocol_columns},
+    figures::{CacheFigures, Figures, NodeFigures, ProtocolFigures},
+};
+use crate::commands::output::{count, size, span};
 
 /// By what nodes and caches are sorted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -341,141 +342,6 @@ impl Screen {
     }
 }
 
-/// One column of a table: heading, width, and what it says of a row.
-struct Column<T> {
-    heading: &'static str,
-    width: u16,
-    /// Set to the right.
-    number: bool,
-    text: Box<dyn Fn(&T) -> String>,
-    /// What is wrong with the row, instead of its figures. Asked of the first column only.
-    wrong: fn(&T) -> Option<String>,
-}
-
-fn text<T>(heading: &'static str, width: u16, text: impl Fn(&T) -> String + 'static) -> Column<T> {
-    Column { heading, width, number: false, text: Box::new(text), wrong: |_| None }
-}
-
-fn number<T>(
-    heading: &'static str,
-    width: u16,
-    text: impl Fn(&T) -> String + 'static,
-) -> Column<T> {
-    Column { heading, width, number: true, text: Box::new(text), wrong: |_| None }
-}
-
-fn percent(value: Option<f64>) -> String {
-    value.map_or("-".to_owned(), |percent| format!("{percent:.1}"))
-}
-
-fn node_columns() -> Vec<Column<NodeFigures>> {
-    // A node without figures has its reason where the figures would be.
-    let figure = |heading, width, of: fn(&NodeFigures) -> String| {
-        number(heading, width, move |node: &NodeFigures| match node.error {
-            None => of(node),
-            Some(_) => String::new(),
-        })
-    };
-    let memory =
-        |node: &NodeFigures| format!("{}/{}", size(node.memory_used), size(node.memory_limit));
-    fn wrong(node: &NodeFigures) -> Option<String> {
-        node.error.as_ref().map(|error| format!("{}: {error}", node.name))
-    }
-    vec![
-        Column { wrong, ..text("NODE", 16, |node: &NodeFigures| node.name.clone()) },
-        figure("OPS/S", 7, |node| count(node.operations_per_second)),
-        figure("HIT%", 5, |node| percent(node.hit_percent)),
-        figure("MEMORY", 21, memory),
-        figure("EVICT/S", 7, |node| count(node.evictions_per_second)),
-        figure("CONN", 5, |node| node.connections.to_string()),
-        figure("CPU%", 5, |node| format!("{:.0}", node.cpu_percent)),
-        figure("ITEMS", 7, |node| count(node.items as f64)),
-        figure("IN/S", 10, |node| size(node.bytes_read_per_second as u64)),
-        figure("OUT/S", 10, |node| size(node.bytes_written_per_second as u64)),
-        figure("UP", 8, |node| span(node.uptime_seconds.saturating_mul(1000))),
-        text("ADDRESS", 21, |node: &NodeFigures| node.address.clone()),
-        text("VERSION", 20, |node: &NodeFigures| node.version.clone()),
-    ]
-}
-
-fn cache_columns() -> Vec<Column<CacheFigures>> {
-    let memory =
-        |cache: &CacheFigures| format!("{}/{}", size(cache.memory_used), size(cache.memory_limit));
-    vec![
-        text("CACHE", 16, |cache: &CacheFigures| cache.name.clone()),
-        number("READS/S", 7, |cache: &CacheFigures| count(cache.reads_per_second)),
-        number("HIT%", 5, |cache: &CacheFigures| percent(cache.hit_percent)),
-        number("MEMORY", 21, memory),
-        number("EVICT/S", 7, |cache: &CacheFigures| count(cache.evictions_per_second)),
-        number("ITEMS", 6, |cache: &CacheFigures| count(cache.items as f64)),
-        number("STORES/S", 8, |cache: &CacheFigures| count(cache.stores_per_second)),
-        number("EXPIRED/S", 9, |cache: &CacheFigures| count(cache.expirations_per_second)),
-    ]
-}
-
-fn protocol_columns() -> Vec<Column<ProtocolFigures>> {
-    fn latency(
-        heading: &'static str,
-        of: fn(&super::figures::Latency) -> f64,
-    ) -> Column<ProtocolFigures> {
-        number(heading, 10, move |protocol: &ProtocolFigures| {
-            protocol
-                .latency
-                .as_ref()
-                .map_or("-".to_owned(), |latency| format!("{:.0}", of(latency)))
-        })
-    }
-    vec![
-        text("PROTOCOL", 16, |protocol: &ProtocolFigures| protocol.protocol.clone()),
-        number("OPS/S", 7, |protocol: &ProtocolFigures| count(protocol.operations_per_second)),
-        latency("P50 US", |latency| latency.p50_us),
-        latency("P99 US", |latency| latency.p99_us),
-        latency("P99.9 US", |latency| latency.p999_us),
-        latency("MAX US", |latency| latency.max_us),
-    ]
-}
-
-fn key_columns(
-    heading: &'static str,
-    amount: &'static str,
-    width: u16,
-    show: fn(u64) -> String,
-) -> Vec<Column<KeyFigure>> {
-    let rest = width.saturating_sub(10 + COLUMN_GAP).max(1);
-    vec![
-        text(heading, rest, move |key: &KeyFigure| {
-            let name = shown(&key.key);
-            match &*key.cache {
-                "default" => elided(&name, rest),
-                cache => elided(&format!("{cache}/{name}"), rest),
-            }
-        }),
-        number(amount, 10, move |key: &KeyFigure| show(key.amount)),
-    ]
-}
-
-/// A name without its middle when it is wider than this: keys differ at their ends.
-fn elided(name: &str, width: u16) -> String {
-    let width = usize::from(width);
-    if name.width() <= width {
-        return name.to_owned();
-    }
-    let half = width.saturating_sub(1) / 2;
-    let within = |chars: &mut dyn Iterator<Item = char>| {
-        let mut left = half;
-        let fits = chars.take_while(|c| {
-            let wide = c.width().unwrap_or(0);
-            let fits = wide <= left;
-            left = left.saturating_sub(wide);
-            fits
-        });
-        fits.collect::<Vec<char>>()
-    };
-    let head: String = within(&mut name.chars()).into_iter().collect();
-    let tail: String = within(&mut name.chars().rev()).into_iter().rev().collect();
-    format!("{head}…{tail}")
-}
-
 const HELP: &[&str] = &[
     "q, Esc    quit",
     "?         this help",
@@ -490,8 +356,6 @@ const HELP: &[&str] = &[
     "over the last seconds, on the node.",
     "A wider terminal shows more columns.",
 ];
-
-const COLUMN_GAP: u16 = 1;
 
 /// From this height on there is room for the history.
 const ROOMY_HEIGHT: u16 = 32;
@@ -603,16 +467,6 @@ mod tests {
             assert!(screen.figures.nodes[0].error.is_some(), "{:?}", screen.sort);
             press(&mut screen, 's');
             press(&mut screen, 'r');
-        }
-    }
-
-    #[test]
-    fn a_long_key_loses_its_middle_and_keeps_its_ends() {
-        assert_eq!(elided("short", 5), "short");
-        assert_eq!(elided("key:0000000000000042", 11), "key:0…00042");
-        assert_eq!(elided("ключ:ключ:ключ", 7), "клю…люч");
-        for width in 0..12 {
-            assert!(elided("世界世界世界世界", width).width() <= usize::from(width).max(1));
         }
     }
 
