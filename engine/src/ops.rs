@@ -176,21 +176,21 @@ pub enum WriteOutcome {
     NotFound,
     /// Over the item size limit. After a set an older value of the key is gone.
     TooLarge,
-    /// No room could be made. After a set an older value of the key is gone.
+    /// No room could be made. After a set without a condition an older value of the key is gone,
+    /// unless the policy is to keep everything.
     OutOfMemory,
 }
 
 /// What became of a delete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeleteOutcome {
-    /// Removed, marked or emptied, as asked.
+    /// Removed, marked or emptied, as asked. An item that had to move to be marked, and for which
+    /// there was no room, was removed.
     Deleted,
     /// There is no item.
     NotFound,
     /// The version compared is not the item's. Nothing changed.
     Exists,
-    /// The item had to move to be marked, and there was no room. It was removed instead.
-    OutOfMemory,
 }
 
 /// What became of a touch.

@@ -634,7 +634,12 @@ impl Store {
                     stats.writes += 1;
                     stats.no_memory += 1;
                 });
-                if options.mode == WriteMode::Set {
+                // A client that writes without a condition would rather read nothing than what it
+                // meant to replace. Where nothing may leave by itself, nothing does.
+                if options.mode == WriteMode::Set
+                    && options.compare.is_none()
+                    && self.inner.policy != PolicyKind::None
+                {
                     shard.forget(hash, key);
                 }
                 WriteOutcome::OutOfMemory
@@ -775,8 +780,10 @@ impl Store {
     ) -> DeleteOutcome {
         let now = self.begin(now_ms);
         self.run(hash, now, |shard| shard.delete(hash, key, options, now)).unwrap_or_else(|Full| {
-            self.shard(hash).forget(hash, key);
-            DeleteOutcome::OutOfMemory
+            // No room to keep it marked: its reader refills a missing item as well as a stale one.
+            let remove = DeleteOptions { compare: options.compare, ..DeleteOptions::default() };
+            let removed = self.run(hash, now, |shard| shard.delete(hash, key, &remove, now));
+            removed.unwrap_or(DeleteOutcome::NotFound)
         })
     }
 

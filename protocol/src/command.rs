@@ -269,7 +269,7 @@ pub enum Outcome {
     NotANumber,
     /// The value is over the store's item size limit. An older value of the key is gone.
     TooLarge,
-    /// No room: the policy is to refuse, or nothing could be evicted. The older value of the key
-    /// is gone if the command was a set.
+    /// No room: the policy is to refuse, or nothing could be evicted. When the cache evicts, and the
+    /// command was a set without a condition, the older value of the key is evicted.
     OutOfMemory,
 }

@@ -116,7 +116,6 @@ fn execute_other(cache: &Cache, command: &Command<'_>, hash: u64, now_ms: u64) -
                 DeleteOutcome::Deleted => Outcome::Deleted,
                 DeleteOutcome::NotFound => Outcome::NotFound,
                 DeleteOutcome::Exists => Outcome::Exists,
-                DeleteOutcome::OutOfMemory => Outcome::OutOfMemory,
             }
         }
         Command::Arithmetic(arithmetic) => {

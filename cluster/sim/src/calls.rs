@@ -8,11 +8,14 @@ use crate::clients::OpenCall;
 use crate::history::{Call, Ending};
 use crate::judge::{Violation, name_of};
 use crate::network::Place;
-use crate::queue::{MS, Time};
+use crate::queue::{MS, SECOND, Time};
 use crate::world::{Attempt, Event, World};
 
 /// Attempts that one call makes at most.
 const ATTEMPTS_MAX: u32 = 200;
+
+/// How long a write may take when all is well again: clients may still ask nodes that are gone.
+const PROBE_MAX: Time = 10 * SECOND;
 
 impl World<'_> {
     /// Where a key lies.
@@ -53,7 +56,10 @@ impl World<'_> {
             Mode::Strong => self.order.on_called(id, call, &self.rules),
             Mode::Eventual => self.eventual.on_called(&call.key, &call.operation),
         }
-        let give_up_at = self.now + self.clients.give_up_after();
+        let give_up_at = match self.probes_drawn {
+            true => self.now + PROBE_MAX,
+            false => self.now + self.clients.give_up_after(),
+        };
         self.clients.all[client as usize].open = Some(OpenCall {
             id,
             request,
@@ -113,7 +119,10 @@ impl World<'_> {
         if let Some(at) = arrivals.first {
             self.queue.push(at, Event::Ask { to: node, token });
         }
-        let patience = self.clients.patience();
+        let patience = match self.probes_drawn {
+            true => PROBE_MAX / 20,
+            false => self.clients.patience(),
+        };
         self.queue.push(self.now + patience, Event::Impatient { token });
     }
 
@@ -250,6 +259,12 @@ impl World<'_> {
     fn end(&mut self, client: u32, ending: Ending) {
         let Some(open) = self.clients.all[client as usize].open.take() else { return };
         let call = &mut self.history[open.id];
+        let is_probe = self.probes_drawn && !self.profile.is_tight();
+        if is_probe && !matches!(ending, Ending::Answered(_)) {
+            let finding = format!("call {} ended as {ending:?} when all was well", open.id);
+            let violation = Violation::new("it heals within a bound", name_of(&call.key), finding);
+            self.violation.get_or_insert(violation);
+        }
         if ending != Ending::Unknown {
             call.returned = self.now;
         }

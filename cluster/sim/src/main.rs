@@ -94,7 +94,11 @@ fn run(seeds: u64, from: u64, mode: &str, keep_going: bool, mutant: Option<&str>
     let started = Instant::now();
     let mut said = started;
     let campaign = Campaign { profiles, from, seeds, options };
+    let mut reported = 0;
     let tally = campaign.run(|tally| {
+        // A long run tells what it finds at once.
+        tally.reports.iter().skip(reported).for_each(|report| println!("{report}"));
+        reported = tally.reports.len();
         if said.elapsed().as_secs() >= 30 {
             said = Instant::now();
             let (runs, failed) = (tally.stats.runs, tally.failed);
@@ -102,7 +106,6 @@ fn run(seeds: u64, from: u64, mode: &str, keep_going: bool, mutant: Option<&str>
         }
         keep_going || tally.failed == 0
     });
-    tally.reports.iter().for_each(|report| println!("{report}"));
     println!("{}", tally.stats);
     println!(
         "{} seeds of mode {mode} in {:.1} s, {} failed",

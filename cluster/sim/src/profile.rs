@@ -189,6 +189,11 @@ impl Profile {
         PROFILES.iter().find(|profile| profile.name == name)
     }
 
+    /// Whether memory is short.
+    pub fn is_tight(&self) -> bool {
+        matches!(self.memory, Memory::Map(bytes) if bytes < 1 << 16)
+    }
+
     /// Whether its cache is a strong one.
     pub fn is_strong(&self) -> bool {
         self.cache != CacheKind::Eventual

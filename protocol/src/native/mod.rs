@@ -30,8 +30,8 @@ pub use error::{Effect, ErrorCode, Failure};
 pub use frame::{FRAME_HEAD_LEN, FrameError, Frames, begin_frame, end_frame, end_frame_before};
 pub use list::List;
 pub use request::{
-    Body, CacheRef, Data, Ingest, Item, ItemHead, Items, Op, Producer, Reading, Readings, Refused, Request,
-    Scan, Want, encode,
+    Body, CacheRef, Data, Ingest, Item, ItemHead, Items, Op, Producer, Reading, Readings, Refused,
+    Request, Scan, Want, encode,
 };
 pub use response::{
     Entries, Entry, Extra, HitHead, Invalidated, Kind, Old, Push, Response, Results, Slots, respond,
