@@ -4,6 +4,8 @@
 //! is used again however long a caller keeps a value. Batches and pages are kept as one block;
 //! their values are slices of it.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use kiln_protocol::native::{
     Entries, Extra, Failure, Malformed, Response, Results, Value, inflate,
@@ -33,7 +35,7 @@ impl Payload {
         }
     }
 
-    /// The value itself.
+    /// The value itself. If it is damaged, what it answers may well have been done.
     pub(crate) fn into_bytes(self, peer: &Peer) -> Result<Bytes, Error> {
         match self {
             Self::Plain(bytes) => Ok(bytes),
@@ -43,9 +45,10 @@ impl Payload {
                 let limit = peer.value_len_max();
                 match inflate(&block, len as usize, limit, &mut plain) {
                     Ok(()) => Ok(plain.into()),
-                    Err(_) => Err(Error::not_applied(Reason::DamagedValue {
-                        address: peer.address.clone(),
-                    })),
+                    Err(_) => {
+                        let address = peer.address.clone();
+                        Err(Error::Indeterminate(Arc::new(Reason::DamagedValue { address })))
+                    }
                 }
             }
         }
@@ -164,6 +167,8 @@ pub(crate) fn batch(body: &Bytes, peer: &Peer) -> Result<Vec<Answer>, Error> {
 }
 
 /// A step of a scan: where the next begins, and the items of this one.
+///
+/// Its values, inflated, may take no more than one frame could have brought.
 pub(crate) fn page<T>(
     body: &Bytes,
     peer: &Peer,
@@ -172,8 +177,14 @@ pub(crate) fn page<T>(
     match decode(body, peer)? {
         Response::Page { cursor, entries } => {
             let entries: Entries<'_> = entries;
+            let mut left = peer.frame_len_max;
             let items = entries
                 .map(|entry| {
+                    if let Some(Value::Lz4 { len, .. }) = entry.value {
+                        left = left
+                            .checked_sub(len as usize)
+                            .ok_or_else(|| peer.unexpected("a page that is too long inflated"))?;
+                    }
                     let value = entry.value.map(|value| Payload::shared(value, body));
                     each(&entry, value)
                 })
@@ -190,5 +201,53 @@ fn decode<'a>(body: &'a Bytes, peer: &Peer) -> Result<Response<'a>, Error> {
         Ok((_, response)) => Ok(response),
         // It was decoded once before, where it was read.
         Err(Malformed { what, .. }) => Err(peer.unexpected(what)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kiln_protocol::native::{Entry, admin::Welcome, compress, respond};
+
+    use super::*;
+
+    fn peer(frame_len_max: usize) -> Peer {
+        let mut welcome = Welcome::default();
+        welcome.limits.value_max = 1 << 20;
+        Peer { address: "n1:7311".into(), welcome, frame_len_max }
+    }
+
+    #[test]
+    fn a_damaged_value_does_not_say_that_nothing_was_done() {
+        let damaged = Payload::Lz4 { len: 100, block: Bytes::from_static(b"\xff\xff\xff") };
+
+        let error = damaged.into_bytes(&peer(1 << 20)).unwrap_err();
+
+        assert!(matches!(error.reason(), Reason::DamagedValue { .. }));
+        assert!(error.is_indeterminate());
+    }
+
+    #[test]
+    fn a_page_inflates_to_no_more_than_a_frame() {
+        let value = vec![0; 64 * 1024];
+        let mut block = Vec::new();
+        let compressed = compress(&value, &mut block).unwrap();
+        let entry = |_| Entry {
+            key: b"k",
+            version: 1,
+            flags: 0,
+            ttl_ms: None,
+            value_len: value.len() as u64,
+            value: Some(compressed),
+        };
+        let read = |values: usize| {
+            let mut frame = Vec::new();
+            respond::page(&mut frame, 1, None, (0..values).map(entry));
+            let body = Bytes::from(frame).slice(4..);
+            let peer = peer(256 * 1024);
+            page(&body, &peer, |_, value| value.unwrap().into_bytes(&peer)).map(|(_, page)| page)
+        };
+
+        assert_eq!(read(4).unwrap().len(), 4);
+        assert!(matches!(read(5).unwrap_err().reason(), Reason::UnexpectedAnswer { .. }));
     }
 }

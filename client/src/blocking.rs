@@ -27,7 +27,7 @@ use tokio::{runtime, sync::oneshot};
 
 use crate::{
     Address, AddressError, Builder, CacheInfo, CacheSpec, ComputeError, Deleted, Entry, Error,
-    Expiry, Item, NodeInfo, Pages, Put, Scan, TopologyView, operation::CallFuture,
+    Expiry, Item, NodeInfo, Pages, Put, Scan, TopologyView, compute::Sought, operation::CallFuture,
 };
 
 /// Why a client could not be made.
@@ -232,7 +232,8 @@ impl Cache {
         self.wait(self.cache.delete_many(keys))
     }
 
-    /// See [`Cache::get_or_compute`](crate::Cache::get_or_compute).
+    /// See [`Cache::get_or_compute`](crate::Cache::get_or_compute). What computes runs on the
+    /// caller's thread, and may use this client.
     pub fn get_or_compute<V, E>(
         &self,
         key: &(impl AsRef<[u8]> + ?Sized),
@@ -243,7 +244,14 @@ impl Cache {
         V: Into<Bytes>,
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        self.wait(self.cache.get_or_compute(key, expires, || async { compute() }))
+        let key = key.as_ref();
+        match self.wait(self.cache.seek(key))? {
+            Sought::There(value) => Ok(value),
+            Sought::Missing(computation) => {
+                let computed = compute();
+                self.wait(self.cache.settle(key, expires.into(), computation, computed))
+            }
+        }
     }
 
     /// Walks through the cache. `scan` sets what is wanted.

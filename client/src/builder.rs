@@ -9,7 +9,7 @@ use crate::{
     TcpConnector,
     address::check_cache_name,
     connection::{Greeting, Tuning},
-    core::{CallOptions, Core, Settings},
+    core::{CallOptions, Core, LONGEST, Settings},
     near::STALENESS_LEAST,
     transport::Connector,
 };
@@ -143,7 +143,7 @@ impl Builder {
     /// Silence on a connection after which the node is asked whether it lives; it has 5 s to
     /// answer. At least 100 ms; default: 15 s.
     pub fn keepalive(mut self, silence: Duration) -> Self {
-        self.keepalive = silence.max(Duration::from_millis(100));
+        self.keepalive = silence.clamp(Duration::from_millis(100), LONGEST);
         self
     }
 
@@ -201,7 +201,7 @@ impl Builder {
         let runtime = tokio::runtime::Handle::current();
         let workers = runtime.metrics().num_workers().clamp(1, CONNECTIONS_USUAL_MAX);
         let confirm_every = self.near_caches.values().map(|config| config.staleness_max).min();
-        let confirm_every = confirm_every.map(|bound| bound.max(STALENESS_LEAST) / 4);
+        let confirm_every = confirm_every.map(|bound| bound.clamp(STALENESS_LEAST, LONGEST) / 4);
         let settings = Settings {
             runtime,
             connector: self.connector,

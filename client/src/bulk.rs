@@ -8,14 +8,14 @@ use std::{sync::Arc, time::Instant};
 use futures_util::future::join_all;
 use kiln_protocol::{
     command::{self, Command, Store},
-    native::{self, Want, encode},
+    native::{self, CacheRef, Want, encode},
 };
 
 use crate::{
     Cache, Deleted, Error, Expiry, Item, Operation, Reason,
     answer::{self, Answer},
     call::{Attempts, Call, Reply, Tracked, ask_whole, check_limits, shrink},
-    connection::Deadline,
+    connection::{Connection, Deadline},
     core::Node,
     near::{Found, NearCache, Place},
 };
@@ -75,7 +75,7 @@ const ALONE_MAX: usize = 16;
 impl Cache {
     /// The items of many keys, in the order of the keys.
     ///
-    /// Cancel safe.
+    /// The cache's timeout is for all of them together. Cancel safe.
     ///
     /// ```no_run
     /// # async fn example(cache: kiln_client::Cache) -> Result<(), kiln_client::Error> {
@@ -89,6 +89,14 @@ impl Cache {
     /// # }
     /// ```
     pub async fn get_many<K: AsRef<[u8]>>(&self, keys: &[K]) -> Vec<Result<Option<Item>, Error>> {
+        self.get_many_until(keys, self.options.deadline()).await
+    }
+
+    pub(crate) async fn get_many_until<K: AsRef<[u8]>>(
+        &self,
+        keys: &[K],
+        deadline: Deadline,
+    ) -> Vec<Result<Option<Item>, Error>> {
         let near = self.state.near.as_ref().filter(|_| self.options.near);
         let now = Instant::now();
         let mut results: Vec<_> = keys.iter().map(|_| None).collect();
@@ -111,7 +119,7 @@ impl Cache {
             missing.push((index, One { item, track, idempotent: true }));
         }
         let asked: Vec<_> = missing.iter().map(|(_, one)| *one).collect();
-        let replies = self.many(&asked, Operation::Get, true).await;
+        let replies = self.many(&asked, Operation::Get, true, deadline).await;
         for ((index, one), reply) in missing.into_iter().zip(replies) {
             let key = one.item.command.key();
             results[index] = Some(match reply {
@@ -124,7 +132,11 @@ impl Cache {
 
     /// Writes many values. The results are their versions, in the order of the values.
     ///
-    /// Cancel safe; dropped, each write may or may not happen.
+    /// They are written in no particular order: of two values for the same key, either may be the
+    /// one that stays.
+    ///
+    /// The cache's timeout is for all of them together. Cancel safe; dropped, each write may or may
+    /// not happen.
     ///
     /// ```no_run
     /// # use kiln_client::Put;
@@ -146,7 +158,7 @@ impl Cache {
                 One::write(Command::Store(store))
             })
             .collect();
-        let replies = self.many(&items, Operation::Store, false).await;
+        let replies = self.many(&items, Operation::Store, false, self.options.deadline()).await;
         replies
             .into_iter()
             .map(|reply| match reply? {
@@ -158,7 +170,8 @@ impl Cache {
 
     /// Removes many items. The results are in the order of the keys.
     ///
-    /// Cancel safe; dropped, each delete may or may not happen.
+    /// The cache's timeout is for all of them together. Cancel safe; dropped, each delete may or
+    /// may not happen.
     ///
     /// ```no_run
     /// # async fn example(cache: kiln_client::Cache) {
@@ -170,7 +183,7 @@ impl Cache {
             .iter()
             .map(|key| One::write(Command::Delete(command::Delete::plain(key.as_ref()))))
             .collect();
-        let replies = self.many(&items, Operation::Delete, false).await;
+        let replies = self.many(&items, Operation::Delete, false, self.options.deadline()).await;
         replies
             .into_iter()
             .map(|reply| match reply? {
@@ -187,6 +200,7 @@ impl Cache {
         items: &[One<'_>],
         operation: Operation,
         reads: bool,
+        deadline: Deadline,
     ) -> Vec<Result<Reply, Error>> {
         let view = self.core.view();
         let mut by_node: Vec<(&Arc<Node>, Vec<usize>)> = Vec::new();
@@ -210,7 +224,8 @@ impl Cache {
             }
         };
         invalidate();
-        let groups = by_node.iter().map(|(node, indexes)| self.group(node, items, indexes, reads));
+        let groups =
+            by_node.iter().map(|(node, indexes)| self.group(node, items, indexes, reads, deadline));
         for (index, result) in join_all(groups).await.into_iter().flatten() {
             results[index] = Some(result);
         }
@@ -229,9 +244,13 @@ impl Cache {
             })
             .collect();
         for some in alone.chunks(ALONE_MAX) {
+            if deadline.at <= Instant::now() {
+                // The others keep their refusals.
+                break;
+            }
             let calls = some.iter().map(|index| {
                 let One { item, idempotent, track } = items[*index];
-                self.call(Call { item, operation, reads, idempotent, track })
+                self.call_until(Call { item, operation, reads, idempotent, track }, deadline)
             });
             for (index, result) in some.iter().zip(join_all(calls).await) {
                 results[*index] = Some(result);
@@ -251,11 +270,12 @@ impl Cache {
         items: &[One<'_>],
         indexes: &[usize],
         reads: bool,
+        deadline: Deadline,
     ) -> Vec<(usize, Result<Reply, Error>)> {
         let idempotent = indexes.iter().all(|index| items[*index].idempotent);
         let repeatable = reads || (idempotent && self.options.repeat_writes);
         // The limits are the connection's; without one there is nothing to divide.
-        let mut attempts = Attempts::new(self, Operation::Batch, reads);
+        let mut attempts = Attempts::until(self, Operation::Batch, reads, deadline);
         let (len_max, bytes_max) = loop {
             let tracks = indexes.iter().any(|index| items[*index].track.is_some());
             match node.connection(attempts.deadline, tracks).await {
@@ -288,8 +308,10 @@ impl Cache {
             bytes += len;
         }
         batches.push(&indexes[begin..]);
-        let batches =
-            batches.into_iter().map(|batch| self.batch(node, items, batch, reads, repeatable));
+        let batches = batches.into_iter().map(|batch| {
+            let attempts = Attempts::until(self, Operation::Batch, reads, deadline);
+            self.batch(node, items, batch, attempts, repeatable)
+        });
         join_all(batches).await.into_iter().flatten().collect()
     }
 
@@ -298,10 +320,9 @@ impl Cache {
         node: &Node,
         items: &[One<'_>],
         indexes: &[usize],
-        reads: bool,
+        mut attempts: Attempts<'_>,
         repeatable: bool,
     ) -> Vec<(usize, Result<Reply, Error>)> {
-        let mut attempts = Attempts::new(self, Operation::Batch, reads);
         loop {
             let error = match self.try_batch(node, items, indexes, attempts.deadline).await {
                 Ok(results) => {
@@ -325,9 +346,28 @@ impl Cache {
     ) -> Result<Vec<(usize, Result<Reply, Error>)>, Error> {
         let tracks = indexes.iter().any(|index| items[*index].track.is_some());
         let connection = node.connection(deadline, tracks).await?;
+        let mut reopened = false;
+        loop {
+            let cache = self.reference(&connection, deadline).await?;
+            match self.ask_batch(&connection, cache, items, indexes, deadline).await {
+                Err(error) if !reopened && self.can_reopen(&connection, cache, &error) => {
+                    reopened = true;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    async fn ask_batch(
+        &self,
+        connection: &Arc<Connection>,
+        cache: CacheRef<'_>,
+        items: &[One<'_>],
+        indexes: &[usize],
+        deadline: Deadline,
+    ) -> Result<Vec<(usize, Result<Reply, Error>)>, Error> {
         let peer = &connection.peer;
-        let cache = self.reference(&connection, deadline).await?;
-        let tracks = tracks && self.can_track(&connection, cache);
+        let tracks = self.can_track(connection, cache);
 
         let mut results = Vec::with_capacity(indexes.len());
         let mut asked = Vec::with_capacity(indexes.len());
@@ -344,7 +384,7 @@ impl Cache {
             let mut tracked = None;
             if let (true, Some(near), Some(place)) = (tracks, &self.state.near, track) {
                 item.want.track = true;
-                tracked = Some(Tracked::begin(near, place, &connection));
+                tracked = Some(Tracked::begin(near, place, connection));
             }
             asked.push((*index, tracked));
             wire.push(item);
@@ -352,7 +392,7 @@ impl Cache {
         if wire.is_empty() {
             return Ok(results);
         }
-        let body = ask_whole(&connection, deadline, len, |out, id| {
+        let body = ask_whole(connection, deadline, len, |out, id| {
             encode::batch(out, id, cache, wire.iter().copied());
         });
         let answers = answer::batch(&body.await?, peer)?;

@@ -331,8 +331,18 @@ impl Cache {
     async fn flush_nodes(&self, deadline: Deadline) -> Result<(), Error> {
         for node in self.core.view().nodes() {
             let connection = node.connection(deadline, false).await?;
-            let cache = self.reference(&connection, deadline).await?;
-            ask_done(&connection, deadline, |out, id| encode::flush(out, id, cache)).await?;
+            let mut reopened = false;
+            loop {
+                let cache = self.reference(&connection, deadline).await?;
+                let flush = |out: &mut Vec<u8>, id| encode::flush(out, id, cache);
+                match ask_done(&connection, deadline, flush).await {
+                    Ok(_) => break,
+                    Err(error) if reopened || !self.can_reopen(&connection, cache, &error) => {
+                        return Err(error);
+                    }
+                    Err(_) => reopened = true,
+                }
+            }
         }
         Ok(())
     }

@@ -75,6 +75,15 @@ impl Reply {
 impl Cache {
     /// Makes a call for one item, with all its attempts.
     pub(crate) async fn call(&self, call: Call<'_>) -> Result<Reply, Error> {
+        self.call_until(call, self.options.deadline()).await
+    }
+
+    /// The same as a part of something that has to end by then.
+    pub(crate) async fn call_until(
+        &self,
+        call: Call<'_>,
+        deadline: Deadline,
+    ) -> Result<Reply, Error> {
         let mut retry_number = None;
         // A write takes the value from the near cache before it begins, and whatever another read
         // brought there meanwhile when it is over, however that is.
@@ -85,7 +94,7 @@ impl Cache {
             _ => None,
         };
         let may_repeat = call.reads || (call.idempotent && self.options.repeat_writes);
-        let mut attempts = Attempts::new(self, call.operation, call.reads);
+        let mut attempts = Attempts::until(self, call.operation, call.reads, deadline);
         loop {
             match self.attempt(&call, attempts.deadline, &mut retry_number).await {
                 Ok(reply) => return attempts.succeeded(reply),
@@ -120,13 +129,10 @@ impl Cache {
                 connection.freshness.tracking_refused(Instant::now());
                 continue;
             }
-            // The cache may have been dropped, and made again, since it was opened.
-            let gone = error.code() == Some(ErrorCode::NoSuchCache) && error.is_not_applied();
-            if gone && !reopened && self.forget_handle(&connection, cache) {
-                reopened = true;
-                continue;
+            if reopened || !self.can_reopen(&connection, cache, &error) {
+                return Err(error);
             }
-            return Err(error);
+            reopened = true;
         }
     }
 
@@ -211,15 +217,29 @@ impl Cache {
             && connection.freshness.may_track(Instant::now())
     }
 
-    /// A handle is not good any more. `false` when there was none.
-    pub(crate) fn forget_handle(&self, connection: &Connection, cache: CacheRef<'_>) -> bool {
-        match (self.state.id, cache) {
-            (Some(id), CacheRef::Handle(handle)) if handle != DEFAULT_CACHE => {
-                connection.set_handle(id, Handle::Open(handle), Handle::None);
-                true
-            }
-            _ => false,
+    /// Whether a request that failed with `error` may succeed when the cache is opened anew: it may
+    /// have been dropped, and made again, since it was opened. Its handle is forgotten then.
+    pub(crate) fn can_reopen(
+        &self,
+        connection: &Connection,
+        cache: CacheRef<'_>,
+        error: &Error,
+    ) -> bool {
+        if error.code() != Some(ErrorCode::NoSuchCache) || !error.is_not_applied() {
+            return false;
         }
+        let (Some(id), CacheRef::Handle(handle)) = (self.state.id, cache) else {
+            return false;
+        };
+        if handle == DEFAULT_CACHE {
+            return false;
+        }
+        connection.set_handle(id, Handle::Open(handle), Handle::None);
+        // An invalidation that names the forgotten handle reaches nobody any more.
+        if let Some(near) = &self.state.near {
+            near.invalidate_all();
+        }
+        true
     }
 }
 
@@ -242,7 +262,16 @@ pub(crate) struct Attempts<'a> {
 
 impl<'a> Attempts<'a> {
     pub(crate) fn new(cache: &'a Cache, operation: Operation, reads: bool) -> Self {
-        let deadline = cache.options.deadline();
+        Self::until(cache, operation, reads, cache.options.deadline())
+    }
+
+    /// Those of a part of something that has to end by then.
+    pub(crate) fn until(
+        cache: &'a Cache,
+        operation: Operation,
+        reads: bool,
+        deadline: Deadline,
+    ) -> Self {
         let begun = cache.core.settings.metrics.is_some().then(Instant::now);
         Self { cache, operation, reads, deadline, count: 0, begun }
     }
@@ -258,9 +287,10 @@ impl<'a> Attempts<'a> {
         self.count += 1;
         let error = if self.reads { error.of_a_read() } else { error };
         let retry = self.cache.options.retry;
+        let left = self.deadline.at.saturating_duration_since(Instant::now());
         let delay = retry
             .next(&error, repeatable || self.reads, self.count, fastrand::f64())
-            .filter(|delay| Instant::now() + *delay < self.deadline.at);
+            .filter(|delay| *delay < left);
         let Some(delay) = delay else {
             self.tell(Some(&error));
             return Err(error);
@@ -272,6 +302,11 @@ impl<'a> Attempts<'a> {
         if error.code() == Some(ErrorCode::NotOwner) {
             // If it fails, the next attempt finds out what there is to find out.
             let _ = core.refresh(self.deadline).await;
+            if self.deadline.at <= Instant::now() {
+                // What is sent now could only end as not known.
+                self.tell(Some(&error));
+                return Err(error);
+            }
         } else {
             tokio::time::sleep(delay).await;
         }

@@ -138,8 +138,11 @@ impl Client {
     /// # }
     /// ```
     pub async fn drop_cache(&self, name: &str) -> Result<bool, Error> {
-        let dropped = self.ask(false, |out, id| encode::named(out, id, Op::DropCache, name));
-        Ok(there_or_not(dropped.await)?.is_some())
+        self.core.invalidate_cache(name);
+        let dropped = self.ask(false, |out, id| encode::named(out, id, Op::DropCache, name)).await;
+        // Also what was read meanwhile.
+        self.core.invalidate_cache(name);
+        Ok(there_or_not(dropped)?.is_some())
     }
 
     /// All caches with their settings, and their figures on one of the nodes.

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::{
     Cache, Error, Expiry,
-    flight::{SharedError, Turn},
+    flight::{Computation, SharedError, Turn},
 };
 
 /// Why [`Cache::get_or_compute`] has no value.
@@ -75,8 +75,19 @@ impl Cache {
         F: Future<Output = Result<V, E>>,
     {
         let (key, expires) = (key.as_ref(), expires.into());
+        match self.seek(key).await? {
+            Sought::There(value) => Ok(value),
+            Sought::Missing(computation) => {
+                let computed = compute().await;
+                self.settle(key, expires, computation, computed).await
+            }
+        }
+    }
+
+    /// Finds a value, or another caller's, or that it is this one who has to compute it.
+    pub(crate) async fn seek<'a>(&'a self, key: &'a [u8]) -> Result<Sought<'a>, ComputeError> {
         if let Some(value) = self.get(key).await? {
-            return Ok(value);
+            return Ok(Sought::There(value));
         }
         let metrics = self.core.settings.metrics.as_deref();
         let computation = match self.state.flights.turn(key).await {
@@ -84,19 +95,35 @@ impl Cache {
                 if let Some(metrics) = metrics {
                     metrics.on_compute(false);
                 }
-                return result.map_err(ComputeError::Compute);
+                return result.map(Sought::There).map_err(ComputeError::Compute);
             }
             Turn::Compute(computation) => computation,
         };
-        // Another may have stored it between the look above and this turn.
-        if let Some(value) = self.get(key).await? {
+        // Another may have stored it between the look above and this turn. A failure is no reason
+        // to give up the turn: all who wait would take it and fail, one after the other.
+        if let Ok(Some(value)) = self.get(key).await {
             computation.finish(Ok(value.clone()));
-            return Ok(value);
+            return Ok(Sought::There(value));
         }
         if let Some(metrics) = metrics {
             metrics.on_compute(true);
         }
-        match compute().await {
+        Ok(Sought::Missing(computation))
+    }
+
+    /// Stores what was computed and gives it to all who wait.
+    pub(crate) async fn settle<V, E>(
+        &self,
+        key: &[u8],
+        expires: Expiry,
+        computation: Computation<'_>,
+        computed: Result<V, E>,
+    ) -> Result<Bytes, ComputeError>
+    where
+        V: Into<Bytes>,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        match computed {
             Ok(value) => {
                 let value = value.into();
                 if let Err(error) = self.set(key, &value).expires(expires).await {
@@ -112,4 +139,11 @@ impl Cache {
             }
         }
     }
+}
+
+/// What became of looking for a value.
+pub(crate) enum Sought<'a> {
+    There(Bytes),
+    /// It has to be computed, by whoever has this.
+    Missing(Computation<'a>),
 }

@@ -9,18 +9,23 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::future::select_ok;
 use kiln_protocol::native::{
-    Op, Push,
+    Effect, Op, Push,
     admin::{self, Subscribe, TopologyView, capability},
     encode,
 };
 use parking_lot::RwLock;
-use tokio::{runtime::Handle, time::sleep};
+use tokio::{
+    runtime::Handle,
+    time::{Instant as TokioInstant, sleep, timeout_at},
+};
 
 use crate::{
     Backoff, Error, Event, Reason,
     call::ask_structure,
     connection::{Connection, Deadline, Greeting, Peer, Pushes, Tuning},
+    error::WaitingFor,
     events::Announcer,
     flight::Flights,
     link::Link,
@@ -62,9 +67,13 @@ pub(crate) struct CallOptions {
 
 impl CallOptions {
     pub(crate) fn deadline(&self) -> Deadline {
-        Deadline { at: Instant::now() + self.timeout, limit: self.timeout }
+        // Any timeout is a moment that a clock can tell.
+        Deadline { at: Instant::now() + self.timeout.min(LONGEST), limit: self.timeout }
     }
 }
+
+/// Longest time that anything waits: practically without end, and still a moment to come.
+pub(crate) const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// A cache as this client knows it.
 #[derive(Debug)]
@@ -281,31 +290,30 @@ impl Core {
         state
     }
 
+    /// Nothing that was read from this cache is good any more.
+    pub(crate) fn invalidate_cache(&self, name: &str) {
+        if let Some(near) = self.caches.read().get(name).and_then(|state| state.near.as_ref()) {
+            near.invalidate_all();
+        }
+    }
+
     /// A usable connection to any node.
     pub(crate) async fn any_connection(
         &self,
         deadline: Deadline,
     ) -> Result<Arc<Connection>, Error> {
         let view = self.view();
-        let mut last = None;
-        let start = fastrand::usize(..);
-        let nodes: Vec<_> = view.nodes().chain(&self.seeds).collect();
+        let mut nodes: Vec<_> = view.nodes().chain(&self.seeds).collect();
         if let Some(connection) = nodes.iter().find_map(|node| node.ready()) {
             return Ok(connection);
         }
-        // All at once, so that one that does not answer holds up nobody.
-        nodes.iter().for_each(|node| node.own_link().start());
-        for offset in 0..nodes.len() {
-            let node = nodes[(start.wrapping_add(offset)) % nodes.len()];
-            match node.connection(deadline, false).await {
-                Ok(connection) => return Ok(connection),
-                Err(error) => last = Some(error),
-            }
-            if let Some(connection) = nodes.iter().find_map(|node| node.ready()) {
-                return Ok(connection);
-            }
+        if nodes.is_empty() {
+            return Err(Error::not_applied(Reason::Closed));
         }
-        Err(last.unwrap_or_else(|| Error::not_applied(Reason::Closed)))
+        // All at once, so that one that does not answer holds up nobody.
+        fastrand::shuffle(&mut nodes);
+        let attempts = nodes.into_iter().map(|node| Box::pin(node.connection(deadline, false)));
+        select_ok(attempts).await.map(|(connection, _)| connection)
     }
 
     /// A connection is up.
@@ -316,7 +324,18 @@ impl Core {
     }
 
     /// Asks for the topology, unless somebody else just did.
+    ///
+    /// Cancel safe: dropped, the next one asks.
     pub(crate) async fn refresh(&self, deadline: Deadline) -> Result<(), Error> {
+        // Whoever asks at the moment may have more time than this call.
+        let refreshed = self.refresh_in_turn(deadline);
+        match timeout_at(TokioInstant::from_std(deadline.at), refreshed).await {
+            Ok(refreshed) => refreshed,
+            Err(_) => Err(deadline.exceeded(Effect::NotApplied, WaitingFor::Connection)),
+        }
+    }
+
+    async fn refresh_in_turn(&self, deadline: Deadline) -> Result<(), Error> {
         let asked_at = Instant::now();
         let mut refreshed = self.refreshing.lock().await;
         match *refreshed {

@@ -18,7 +18,14 @@ pub(crate) type SharedError = Arc<dyn std::error::Error + Send + Sync>;
 /// The computations under way for one cache.
 #[derive(Debug, Default)]
 pub(crate) struct Flights {
-    by_key: Mutex<HashMap<Box<[u8]>, Arc<Flight>>>,
+    by_key: Mutex<HashMap<Box<[u8]>, Entry>>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    flight: Arc<Flight>,
+    /// Those who compute or wait.
+    parts: usize,
 }
 
 #[derive(Debug)]
@@ -50,12 +57,15 @@ impl Flights {
     pub(crate) async fn turn<'a>(&'a self, key: &'a [u8]) -> Turn<'a> {
         let flight = {
             let mut by_key = self.by_key.lock();
-            match by_key.get(key) {
-                Some(flight) => flight.clone(),
+            match by_key.get_mut(key) {
+                Some(entry) => {
+                    entry.parts += 1;
+                    entry.flight.clone()
+                }
                 None => {
                     let state = Mutex::new(State::Free);
                     let flight = Arc::new(Flight { state, changed: Notify::new() });
-                    by_key.insert(key.into(), flight.clone());
+                    by_key.insert(key.into(), Entry { flight: flight.clone(), parts: 1 });
                     flight
                 }
             }
@@ -97,6 +107,11 @@ struct Part<'a> {
 
 impl Clone for Part<'_> {
     fn clone(&self) -> Self {
+        if let Some(entry) = self.flights.by_key.lock().get_mut(self.key)
+            && Arc::ptr_eq(&entry.flight, &self.flight)
+        {
+            entry.parts += 1;
+        }
         Self { flights: self.flights, key: self.key, flight: self.flight.clone() }
     }
 }
@@ -104,9 +119,13 @@ impl Clone for Part<'_> {
 impl Drop for Part<'_> {
     fn drop(&mut self) {
         let mut by_key = self.flights.by_key.lock();
-        // The table's and this one: under the table's lock nobody else can join meanwhile.
-        let last = Arc::strong_count(&self.flight) == 2;
-        if last && by_key.get(self.key).is_some_and(|flight| Arc::ptr_eq(flight, &self.flight)) {
+        // Another one is there when this one is over.
+        let entry = by_key.get_mut(self.key);
+        let Some(entry) = entry.filter(|entry| Arc::ptr_eq(&entry.flight, &self.flight)) else {
+            return;
+        };
+        entry.parts -= 1;
+        if entry.parts == 0 {
             by_key.remove(self.key);
         }
     }
@@ -146,6 +165,8 @@ mod tests {
         pin::{Pin, pin},
         task::Poll,
     };
+
+    use futures_util::FutureExt;
 
     use super::*;
 
@@ -242,5 +263,28 @@ mod tests {
         assert!(matches!(poll(&mut b).await, Poll::Ready(Turn::Compute(_))));
         drop(b);
         assert_eq!(flights.len(), 0, "nobody is left, nor is the key");
+    }
+
+    #[test]
+    fn a_key_leaves_with_the_last_two_however_close_together_they_leave() {
+        let flights = Flights::default();
+        let together = std::sync::Barrier::new(2);
+        let leave = || {
+            for round in 0..2000_u32 {
+                let key = round.to_be_bytes();
+                let mut turn = Box::pin(flights.turn(&key));
+                // One of them is to compute, the other waits.
+                let computes = (&mut turn).now_or_never();
+                together.wait();
+                drop((computes, turn));
+            }
+        };
+
+        std::thread::scope(|scope| {
+            scope.spawn(leave);
+            scope.spawn(leave);
+        });
+
+        assert_eq!(flights.len(), 0);
     }
 }

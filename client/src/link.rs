@@ -125,6 +125,12 @@ impl Link {
 
 impl Task {
     async fn run(self) {
+        self.run_until_stopped().await;
+        // Last, whatever the link was told before it heard of its end.
+        self.state.send_replace(LinkState::Down(Arc::new(Reason::Closed)));
+    }
+
+    async fn run_until_stopped(&self) {
         let mut stop = self.stop.clone();
         // Failures in a row.
         let mut failures = 0;
@@ -200,6 +206,7 @@ impl Task {
         let connection = Arc::new(Connection::new(
             Arc::new(peer),
             transport.writer,
+            transport.failed_writes_send_nothing,
             self.settings.tuning,
             freshness,
         ));

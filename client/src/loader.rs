@@ -69,6 +69,7 @@ impl Cache {
     /// Loads many values with as many requests at once as the cluster takes.
     ///
     /// A value whose write may have happened is written again: loading twice is as good as once.
+    /// Batches overtake each other: of two values for the same key, either may be the one that stays.
     ///
     /// ```no_run
     /// # use kiln_client::Put;

@@ -387,16 +387,18 @@ impl<'a> IntoFuture for Look<'a> {
                 idempotent: true,
                 track: None,
             };
-            match self.cache.call(call).await? {
+            let looked = match self.cache.call(call).await? {
                 Reply { answer: Answer::Hit(hit), peer, .. } => {
                     let (extra, refill) = (hit.extra, hit.extra.refill.into());
-                    let item = Item::from_hit(hit, &peer)?;
-                    let value_len = extra.value_len.unwrap_or(item.value.len() as u64);
-                    Ok(Some(item::Look { item, value_len, refill }))
+                    Item::from_hit(hit, &peer).map(|item| {
+                        let value_len = extra.value_len.unwrap_or(item.value.len() as u64);
+                        Some(item::Look { item, value_len, refill })
+                    })
                 }
                 Reply { answer: Answer::NotFound, .. } => Ok(None),
                 reply => reply.unexpected(),
-            }
+            };
+            looked.map_err(|error| if changes { error } else { error.of_a_read() })
         })
     }
 }

@@ -8,13 +8,13 @@
 
 use std::collections::HashMap;
 
+use kiln_cluster::placement::partition_of;
 use kiln_protocol::native::admin::TopologyView;
-use xxhash_rust::xxh3::xxh3_64;
 
 /// Owners by cache and key.
 #[derive(Debug, Default)]
 pub(crate) struct Router {
-    partitions: u64,
+    partitions: u32,
     /// For each group and partition the owners, primary first.
     groups: Vec<Vec<Vec<u32>>>,
     caches: HashMap<String, CacheRoute>,
@@ -54,7 +54,7 @@ impl Router {
             let any_copy_reads = cache.read == "any" || cache.read == "leased";
             (cache.name, CacheRoute { group: cache.group as usize, any_copy_reads })
         });
-        Self { partitions: u64::from(partitions), groups, caches: caches.collect() }
+        Self { partitions, groups, caches: caches.collect() }
     }
 
     /// Where a request for `key` goes. `reads`: it changes nothing.
@@ -65,7 +65,7 @@ impl Router {
         let Some(cache) = self.caches.get(cache) else {
             return Route::Any;
         };
-        let partition = (xxh3_64(key) % self.partitions) as usize;
+        let partition = partition_of(key, self.partitions).0 as usize;
         let owners = self.groups.get(cache.group).and_then(|group| group.get(partition));
         match owners.map(Vec::as_slice) {
             None | Some([]) => Route::Any,
@@ -79,6 +79,7 @@ impl Router {
 #[cfg(test)]
 mod tests {
     use kiln_protocol::native::admin::{CacheView, GroupView, NodeView};
+    use xxhash_rust::xxh3::xxh3_64;
 
     use super::*;
 

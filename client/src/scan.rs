@@ -15,7 +15,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_core::Stream;
-use kiln_protocol::native::{self, ErrorCode, encode};
+use kiln_protocol::native::{self, encode};
 
 use crate::{
     Cache, Error, Operation, answer,
@@ -131,7 +131,8 @@ pub struct Pages {
 impl Pages {
     /// The next page; `None` at the end. A page may be empty without being the last.
     ///
-    /// After an error the same page can be asked for again. Cancel safe: dropped, so can it.
+    /// The cache's timeout is for each page. After an error the same page can be asked for again.
+    /// Cancel safe: dropped, so can it.
     pub async fn next(&mut self) -> Result<Option<Vec<Entry>>, Error> {
         let Some(node) = self.nodes.front() else {
             return Ok(None);
@@ -143,7 +144,7 @@ impl Pages {
                 Err(error) => attempts.failed(error, true).await?,
             }
         };
-        self.scan.complete(&mut entries).await?;
+        self.scan.complete(&mut entries, attempts.deadline).await?;
         if cursor.is_none() {
             self.nodes.pop_front();
         }
@@ -155,14 +156,14 @@ impl Pages {
 impl Scan {
     /// Asks for the values that were too large for their page. Items that are gone by now leave
     /// the page.
-    async fn complete(&self, entries: &mut Vec<Entry>) -> Result<(), Error> {
+    async fn complete(&self, entries: &mut Vec<Entry>, deadline: Deadline) -> Result<(), Error> {
         let lacks = |entry: &Entry| self.values && entry.value.is_none();
         let keys: Vec<_> =
             entries.iter().filter(|entry| lacks(entry)).map(|e| e.key.clone()).collect();
         if keys.is_empty() {
             return Ok(());
         }
-        let items = self.cache.without_near_cache().get_many(&keys).await;
+        let items = self.cache.without_near_cache().get_many_until(&keys, deadline).await;
         for (entry, item) in entries.iter_mut().filter(|entry| lacks(entry)).zip(items) {
             if let Some(item) = item? {
                 entry.version = item.version;
@@ -201,14 +202,10 @@ impl Scan {
             });
             match body.await {
                 Ok(body) => break body,
-                // Dropped and made again since it was opened, perhaps.
-                Err(error) if error.code() == Some(ErrorCode::NoSuchCache) && !reopened => {
-                    reopened = true;
-                    if !self.cache.forget_handle(&connection, cache) {
-                        return Err(error);
-                    }
+                Err(error) if reopened || !self.cache.can_reopen(&connection, cache, &error) => {
+                    return Err(error);
                 }
-                Err(error) => return Err(error),
+                Err(_) => reopened = true,
             }
         };
         answer::page(&body, peer, |entry, value| {

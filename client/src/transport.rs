@@ -28,13 +28,21 @@ pub struct Transport {
     pub reader: Box<dyn AsyncRead + Send + Unpin>,
     /// To the node. Dropping both ends the connection.
     pub writer: Box<dyn AsyncWrite + Send + Unpin>,
+    /// Whether a write that fails has surely sent nothing of what it was given, as with plain TCP.
+    /// A writer that buffers or encrypts cannot say so, and then nothing that it was given counts
+    /// as not sent.
+    pub failed_writes_send_nothing: bool,
 }
 
 impl Transport {
     /// A transport over any two-way stream, for example a TLS stream.
     pub fn new(stream: impl AsyncRead + AsyncWrite + Send + 'static) -> Self {
         let (reader, writer) = tokio::io::split(stream);
-        Self { reader: Box::new(reader), writer: Box::new(writer) }
+        Self {
+            reader: Box::new(reader),
+            writer: Box::new(writer),
+            failed_writes_send_nothing: false,
+        }
     }
 }
 
@@ -54,7 +62,11 @@ impl Connector for TcpConnector {
             let stream = TcpStream::connect(&*address).await?;
             stream.set_nodelay(true)?;
             let (reader, writer) = stream.into_split();
-            Ok(Transport { reader: Box::new(reader), writer: Box::new(writer) })
+            Ok(Transport {
+                reader: Box::new(reader),
+                writer: Box::new(writer),
+                failed_writes_send_nothing: true,
+            })
         })
     }
 }

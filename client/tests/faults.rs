@@ -4,14 +4,18 @@
 mod double;
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use double::{Act, Double, SOON};
-use futures_util::future::join_all;
+use futures_util::{FutureExt, future::join_all};
 use kiln_client::{
-    Backoff, Client, Counters, Error, ErrorCode, Event, Reason, RetryPolicy, WaitingFor,
+    Backoff, Client, Counters, Error, ErrorCode, Event, NearCacheConfig, Put, Reason, RetryPolicy,
+    WaitingFor,
 };
 use kiln_protocol::native::{Effect, admin::capability, respond};
 use tokio::time::timeout;
@@ -547,4 +551,103 @@ fn calls_end_when_the_runtime_of_their_connection_does() {
     assert!(error.is_indeterminate(), "{error}");
     assert!(begun.elapsed() < SOON);
     drop(node);
+}
+
+#[tokio::test]
+async fn many_items_that_are_refused_have_one_timeout_together() {
+    let node = Double::start().await;
+    let cache = node.client().await.with_timeout(SHORT);
+    node.script(|seen| match seen.what {
+        "batch" => Act::FailItems(ErrorCode::Busy),
+        _ => Act::Swallow,
+    });
+    let keys: Vec<_> = (0..400).map(|n| n.to_string()).collect();
+    let puts: Vec<_> = keys.iter().map(|key| Put::new(key, "v")).collect();
+
+    let begun = Instant::now();
+    let results = soon(cache.set_many(&puts)).await;
+    let took = begun.elapsed();
+
+    // They are asked for again 16 at a time.
+    assert!(took < 10 * SHORT, "{took:?}");
+    assert_eq!(results.len(), 400);
+    for (n, result) in results.into_iter().enumerate() {
+        let error = result.unwrap_err();
+        match error.code() {
+            Some(ErrorCode::Busy) => assert!(error.is_not_applied()),
+            _ => assert!(error.is_deadline_exceeded() && n < 16, "{n}: {error}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_call_waits_no_longer_than_it_may_for_anothers_look_at_the_topology() {
+    let node = Double::start().await;
+    let client = node.client().await;
+    let looks = Arc::new(AtomicUsize::new(0));
+    node.script({
+        let looks = looks.clone();
+        move |seen| match seen.what {
+            "set" => Act::Fail(ErrorCode::NotOwner, Effect::NotApplied),
+            "topology" => {
+                looks.fetch_add(1, Ordering::Relaxed);
+                Act::Swallow
+            }
+            _ => Act::Answer,
+        }
+    });
+    let patient = tokio::spawn({
+        let client = client.clone();
+        async move { client.set("k", "v").await }
+    });
+    node.until("one looks", |_| looks.load(Ordering::Relaxed) == 1).await;
+
+    let begun = Instant::now();
+    let error = soon(client.with_timeout(SHORT).set("k", "v")).await.unwrap_err();
+
+    assert!(error.is_not_applied(), "{error}");
+    assert!(begun.elapsed() < 20 * SHORT);
+    assert!(!patient.is_finished());
+    patient.abort();
+}
+
+#[tokio::test]
+async fn a_node_that_says_nothing_holds_up_nobody_while_another_answers() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let node = Double::start().await;
+    let address = format!("kiln://{},{}", silent.local_addr().unwrap(), node.host());
+    for _ in 0..8 {
+        let builder = node.builder().address(address.parse().unwrap());
+        let builder = builder.connect_timeout(SOON).timeout(SOON / 4);
+        builder.connect().await.unwrap().ping().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn times_without_end_are_allowed() {
+    let node = Double::start().await;
+    let near = NearCacheConfig { staleness_max: Duration::MAX, ..NearCacheConfig::default() };
+    let builder = node.builder().timeout(Duration::MAX).connect_timeout(Duration::MAX);
+    let builder = builder.keepalive(Duration::MAX).near_cache("default", near);
+    let client = soon(builder.connect()).await.unwrap();
+
+    soon(client.set("k", "v")).await.unwrap();
+    for _ in 0..3 {
+        assert_eq!(soon(client.get("k")).await.unwrap().unwrap(), "v");
+    }
+    assert_eq!(node.connected(), 1);
+}
+
+#[tokio::test]
+async fn a_client_that_is_closed_before_it_has_connected_stays_closed() {
+    let node = Double::start().await;
+    let client = node.builder().connect_lazily();
+    // Begins to connect, and has not got anywhere.
+    assert!(client.get("k").now_or_never().is_none());
+
+    client.close();
+    tokio::time::sleep(SHORT).await;
+
+    let error = timeout(SOON / 4, client.get("k")).await.expect("at once").unwrap_err();
+    assert!(matches!(error.reason(), Reason::Closed), "{error}");
 }

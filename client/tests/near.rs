@@ -13,7 +13,7 @@ use std::{
 
 use double::{Act, Double, SOON};
 use futures_util::future::join_all;
-use kiln_client::{CacheSpec, Client, ComputeError, Counters, NearCacheConfig};
+use kiln_client::{CacheSpec, Client, ComputeError, Counters, ErrorCode, NearCacheConfig};
 use tokio::time::{sleep, timeout};
 
 const BOUND: Duration = Duration::from_millis(300);
@@ -189,6 +189,21 @@ async fn named_caches_are_near_by_their_handles() {
 }
 
 #[tokio::test]
+async fn nothing_of_a_dropped_cache_is_served() {
+    let node = Double::start().await;
+    let (client, counters) = near_client(&node, "s").await;
+    client.create_cache(&CacheSpec { name: "s".into(), ..CacheSpec::default() }).await.unwrap();
+    let cache = client.cache("s");
+    node.put("s", "k", "old");
+    warm(&cache, &counters, "k").await;
+
+    assert!(client.drop_cache("s").await.unwrap());
+
+    let error = cache.get("k").await.unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::NoSuchCache));
+}
+
+#[tokio::test]
 async fn a_node_that_cannot_push_is_always_asked() {
     let node = Double::start().await;
     node.change_welcome(|welcome| welcome.capabilities.clear());
@@ -279,4 +294,31 @@ async fn when_the_one_that_computes_is_dropped_another_computes() {
     first.abort();
 
     assert_eq!(timeout(SOON, second).await.unwrap().unwrap().unwrap(), "second");
+}
+
+#[tokio::test]
+async fn when_the_node_falls_silent_those_who_miss_do_not_wait_for_it_one_after_the_other() {
+    const CALLERS: usize = 30;
+    let node = Double::start().await;
+    let timeout_of_one = Duration::from_millis(100);
+    let cache = node.client().await.with_timeout(timeout_of_one);
+    let mut looks = 0;
+    node.script(move |_| {
+        looks += 1;
+        if looks <= CALLERS { Act::Answer } else { Act::Swallow }
+    });
+    let computed = AtomicUsize::new(0);
+    let compute = || async {
+        computed.fetch_add(1, Ordering::Relaxed);
+        Ok::<_, std::io::Error>("value")
+    };
+
+    let begun = Instant::now();
+    let calls = join_all((0..CALLERS).map(|_| cache.get_or_compute("k", None, compute)));
+    for result in timeout(SOON, calls).await.unwrap() {
+        assert_eq!(result.unwrap(), "value");
+    }
+
+    assert_eq!(computed.load(Ordering::Relaxed), 1);
+    assert!(begun.elapsed() < timeout_of_one * CALLERS as u32 / 2);
 }

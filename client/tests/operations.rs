@@ -339,6 +339,25 @@ async fn a_loader_stores_all_and_reports_what_it_could_not() {
     }
 }
 
+#[tokio::test]
+async fn a_cache_that_was_dropped_and_made_again_is_opened_again_by_whatever_comes_first() {
+    let node = Double::start().await;
+    let client = node.client().await;
+    let spec = CacheSpec { name: "s".into(), ..CacheSpec::default() };
+    let cache = client.cache("s");
+    for first in 0..4 {
+        client.create_cache(&spec).await.unwrap();
+        match first {
+            0 => assert!(cache.set_many(&[Put::new("k", "v")]).await.remove(0).is_ok()),
+            1 => assert_eq!(cache.get_many(&["k"]).await.remove(0).unwrap(), None),
+            2 => cache.flush().await.unwrap(),
+            _ => assert!(cache.delete_many(&["k"]).await.remove(0).is_ok()),
+        }
+        cache.set("k", "v").await.unwrap();
+        assert!(client.drop_cache("s").await.unwrap());
+    }
+}
+
 #[test]
 fn the_blocking_client_does_the_same() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -350,6 +369,9 @@ fn the_blocking_client_does_the_same() {
     assert!(!client.call(|cache| cache.add("k", "w")).unwrap().is_stored());
     let computed = client.get_or_compute("c", None, || Ok::<_, std::io::Error>("computed"));
     assert_eq!(computed.unwrap().as_ref(), b"computed");
+    let of_another = client.get_or_compute("d", None, || client.get("c").map(Option::unwrap));
+    assert_eq!(of_another.unwrap().as_ref(), b"computed");
+    client.delete("d").unwrap();
     let keys: Vec<_> = client.scan(|scan| scan).map(|entry| entry.unwrap().key).collect();
     assert_eq!(keys, ["c", "k"]);
     assert_eq!(client.delete("k").unwrap(), Deleted::Deleted);

@@ -143,6 +143,9 @@ pub struct Context<'a, S> {
     pub topology: &'a Topology,
     /// Its hybrid clock for strong mode.
     pub clock: &'a mut TravellingClock,
+    /// Bytes of effects that other partitions of this node hold and have not applied: room that is
+    /// spoken for.
+    pub staged: usize,
     /// Rounds that confirm reads.
     pub rounds: &'a mut Rounds,
     /// Bandwidth for transfers.

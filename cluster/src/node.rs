@@ -217,6 +217,8 @@ struct Base<S> {
     store: S,
     topology: Arc<Topology>,
     clock: TravellingClock,
+    /// Bytes of effects that partitions hold and have not applied.
+    staged: usize,
     rounds: Rounds,
     bandwidth: Bandwidth,
     slots: Slots,
@@ -232,6 +234,7 @@ impl<S: Store> Base<S> {
             store: &mut self.store,
             topology: &self.topology,
             clock: &mut self.clock,
+            staged: self.staged,
             rounds: &mut self.rounds,
             bandwidth: &mut self.bandwidth,
             slots: &mut self.slots,
@@ -268,6 +271,7 @@ impl<S: Store> Node<S> {
                 store,
                 topology: Arc::new(Topology::new(cluster, 1)),
                 clock: TravellingClock::default(),
+                staged: 0,
                 rounds: Rounds::default(),
                 bandwidth: Bandwidth::new(config.strong.transfer_bytes_per_s, now),
                 slots: Slots::default(),
@@ -512,7 +516,9 @@ impl<S: Store> Node<S> {
         act: impl FnOnce(&mut Replica, &mut Context<'_, S>),
     ) {
         let replica = self.replicas.entry(place).or_insert_with(|| Replica::new(place));
+        self.base.staged -= replica.staged_bytes();
         act(replica, &mut self.base.context(now, actions));
+        self.base.staged += replica.staged_bytes();
         let soonest = now.mono.after_us(WAKEUP_GAP_US);
         let next = replica.next_wakeup().map(|at| at.max(soonest));
         if let Some(old) = self.wakeup_of.remove(&place) {

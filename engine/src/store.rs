@@ -407,8 +407,8 @@ impl Store {
     /// With a touch in `options` the item may have to move; when there is no room for that, it is
     /// read all the same and keeps its end. Without room to vivify, the read is a miss.
     ///
-    /// `read` must not call the store, nor drop a [`PinnedValue`] of it: it may hold the lock that
-    /// they need.
+    /// `read` must not call the store: with an inline value it may run under the lock that this
+    /// needs. With a large one no lock is held, so it may use the [`PinnedValue`], and drop it.
     #[inline(always)]
     pub fn get<R>(
         &self,

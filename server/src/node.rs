@@ -5,7 +5,10 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{
+            AtomicU64, AtomicUsize,
+            Ordering::{Acquire, Relaxed, Release},
+        },
     },
 };
 
@@ -154,14 +157,14 @@ impl Node {
         format!("{:016x}", self.incarnation)
     }
 
-    /// Rises with each change of the topology.
+    /// Rises with each change of the topology, after it.
     pub(crate) fn epoch(&self) -> u64 {
-        self.epoch.load(Relaxed)
+        self.epoch.load(Acquire)
     }
 
     /// A cache came or went: tells the clients that want to know.
     pub(crate) fn topology_changed(&self) {
-        self.epoch.fetch_add(1, Relaxed);
+        self.epoch.fetch_add(1, Release);
         for worker in &self.workers {
             worker.register.each(|peer| {
                 if let Some(mailbox) = &peer.mailbox {

@@ -361,3 +361,41 @@ fn memcached_lowers_and_raises_the_ceiling_of_default_only() {
     assert_eq!(memcached.ask("cache_memlimit 256\r\n"), "OK\r\n");
     eventually("it is raised", || show(&mut client, "default").memory > 150 * MIB);
 }
+
+#[test]
+fn tracking_and_a_new_ceiling_together_create_no_memory() {
+    let node = Node::start(&["--memory", "128MiB"]);
+    let mut client = Native::connect(&node);
+    let before = show(&mut client, "default").memory;
+    let mut memcached = node.connect();
+    for _ in 0..3 {
+        client.create(&CacheSpec { memory: 8 * MIB, ..spec("a") });
+        let handle = client.open("a");
+        let track = Want { track: true, ..Want::default() };
+        assert_eq!(client.run_in(handle, get(b"k"), track).response(), Response::NotFound);
+        assert_eq!(memcached.ask("cache_memlimit 128\r\n"), "OK\r\n");
+        let tracked = show(&mut client, "default").memory;
+        assert!(tracked < before - 8 * MIB, "{tracked} of {before}");
+        // The connection is told of the drop.
+        client.call_and_pushes(|out, id| encode::named(out, id, Op::DropCache, "a"));
+        eventually("default has it again", || {
+            let (_, answer) =
+                client.call_and_pushes(|out, id| encode::named(out, id, Op::ShowCache, "default"));
+            answer.structure::<CacheInfo>().memory == before
+        });
+    }
+}
+
+#[test]
+fn a_new_cache_takes_the_longest_values_at_once_though_memory_is_full() {
+    let node = Node::start(&["--memory", "128MiB", "--max-item-size", "8MiB"]);
+    let mut client = Native::connect(&node);
+    fill(&mut client, 0, "d", 130_000);
+    for round in 0..3 {
+        let name = format!("c{round}");
+        client.create(&CacheSpec { memory: 20 * MIB, ..spec(&name) });
+        let handle = client.open(&name);
+        let value = vec![b'x'; 8 << 20];
+        assert!(client.run_in(handle, set(b"k", &value), Want::default()).version() > 0);
+    }
+}

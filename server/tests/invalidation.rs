@@ -145,6 +145,32 @@ fn a_flush_is_told_now_or_when_it_happens() {
 }
 
 #[test]
+fn a_cache_that_is_dropped_is_told_though_its_handle_is_given_up_at_once() {
+    let node = Node::start(&["--memory", "64MiB"]);
+    let mut near = Native::connect(&node);
+    for name in ["a", "b"] {
+        near.create(&spec(name));
+    }
+    let handle = near.open("a");
+    near.run_in(handle, get(b"k"), TRACK);
+    let mut out = Vec::new();
+    encode::named(&mut out, 11, Op::DropCache, "a");
+    encode::named(&mut out, 12, Op::OpenCache, "b");
+    encode::bare(&mut out, 13, Op::Ping);
+    near.send(&out);
+    let mut told = Vec::new();
+    loop {
+        let frame = near.receive().unwrap();
+        match frame.id() {
+            0 => told.push(invalidated(&frame)),
+            13 => break,
+            _ => assert!(matches!(frame.response(), Response::Ok(_))),
+        }
+    }
+    assert_eq!(told, [(handle, None)]);
+}
+
+#[test]
 fn tracking_names_the_cache_by_its_handle_and_ends_with_the_connection() {
     let node = Node::start(&["--memory", "64MiB"]);
     let mut near = Native::connect(&node);

@@ -33,6 +33,9 @@ pub(crate) trait Pushes: Send + Sync {
     fn on_push(&self, connection: &Connection, push: Push<'_>);
 }
 
+/// Most pings under way: while so many are not answered, near caches are not confirmed.
+const PINGS_MAX: usize = 64;
+
 /// How long past its deadline a request may stay unanswered before the node is given up.
 const STALL_MAX: Duration = Duration::from_secs(30);
 
@@ -48,6 +51,10 @@ pub(crate) struct Driver {
     read_at: Instant,
     /// Something was read since.
     heard: bool,
+    /// Where in the stream of bytes the last ping begins.
+    ping_offset: u64,
+    /// Since when the node has all pings, owes an answer, and says nothing at all.
+    owed_since: Option<Instant>,
     /// When near caches were last confirmed.
     confirmed_at: Option<Instant>,
     /// Near caches were read before that, so it is looked again whether they still are.
@@ -76,6 +83,8 @@ impl Driver {
             timer_at,
             read_at: now,
             heard: false,
+            ping_offset: 0,
+            owed_since: None,
             confirmed_at: None,
             confirming: false,
             corked: false,
@@ -186,6 +195,7 @@ impl Driver {
         let mut now = Instant::now();
         if std::mem::take(&mut self.heard) {
             self.read_at = now;
+            self.owed_since = None;
         }
         let mut first = true;
         loop {
@@ -207,7 +217,18 @@ impl Driver {
                 state.flush()?;
             }
 
+            // The time of a ping begins when it is sent: before that, it is the line that is slow.
+            let pings = state.slots.pings();
+            if pings > 0 && self.owed_since.is_none() && state.is_sent(self.ping_offset) {
+                self.owed_since = Some(now);
+            }
+            let silent_until = self.owed_since.map(|since| since + tuning.ping_timeout);
+            if silent_until.is_some_and(|at| at <= now) {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, SILENT));
+            }
+
             let confirm_at = match tuning.confirm_every {
+                Some(_) if pings >= PINGS_MAX => None,
                 Some(every) if self.confirming || self.connection.freshness.is_wanted() => {
                     Some(self.confirmed_at.map_or(now, |at| at + every))
                 }
@@ -220,14 +241,13 @@ impl Driver {
                 continue;
             }
             let silent_at = self.read_at + tuning.keepalive;
-            if confirm || (silent_at <= now && !state.slots.ping_waits()) {
+            if confirm || (silent_at <= now && pings == 0) {
                 if confirm {
                     self.confirming = true;
                     self.confirmed_at = Some(now);
                 }
                 let deadline = now + tuning.ping_timeout;
-                // Bounded: a ping that is not answered in time ends the connection, and there are
-                // at least `confirm_every` between two.
+                self.ping_offset = state.out_offset + state.out.len() as u64;
                 state.enqueue(deadline, 0, Waiter::Ping(now), |out, id| {
                     encode::bare(out, id, Op::Ping);
                 });
@@ -243,20 +263,17 @@ impl Driver {
                 let (next, oldest) = state.slots.expire(now, &mut self.wakers);
                 let stall_at = oldest.map(|oldest| oldest + STALL_MAX);
                 state.timer_at = next.into_iter().chain(stall_at).min();
-                let stalled = stall_at.is_some_and(|at| at <= now) || state.slots.ping_expired();
+                let stalled = stall_at.is_some_and(|at| at <= now);
                 drop(state);
                 self.wakers.drain(..).for_each(Waker::wake);
                 if stalled {
-                    return Err(io::Error::new(
-                        io::ErrorKind::TimedOut,
-                        "the node does not answer any more",
-                    ));
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, SILENT));
                 }
                 continue;
             }
 
             let silent_at = silent_at.max(now + MIN_SLEEP);
-            let wake_at = [state.timer_at, confirm_at].into_iter().flatten();
+            let wake_at = [state.timer_at, confirm_at, silent_until].into_iter().flatten();
             let wake_at = wake_at.fold(silent_at, Instant::min);
             drop(state);
             if wake_at < self.timer_at || self.timer.is_elapsed() {
@@ -270,6 +287,8 @@ impl Driver {
         }
     }
 }
+
+const SILENT: &str = "the node does not answer any more";
 
 /// Least time until the timer looks again whether the node is silent.
 const MIN_SLEEP: Duration = Duration::from_millis(10);

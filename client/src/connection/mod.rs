@@ -106,6 +106,7 @@ pub(crate) struct Connection {
 
 struct State {
     writer: Box<dyn AsyncWrite + Send + Unpin>,
+    failed_writes_send_nothing: bool,
     /// Frames; those before `written` are on their way.
     out: Vec<u8>,
     written: usize,
@@ -160,6 +161,7 @@ impl Connection {
     pub(crate) fn new(
         peer: Arc<Peer>,
         writer: Box<dyn AsyncWrite + Send + Unpin>,
+        failed_writes_send_nothing: bool,
         tuning: Tuning,
         freshness: Arc<Freshness>,
     ) -> Self {
@@ -172,6 +174,7 @@ impl Connection {
             handles: RwLock::new(Vec::new()),
             state: Mutex::new(State {
                 writer,
+                failed_writes_send_nothing,
                 out: Vec::new(),
                 written: 0,
                 out_offset: 0,
@@ -364,7 +367,12 @@ impl State {
             match Pin::new(&mut *writer).poll_write(&mut cx, &out[*written..]) {
                 Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
                 Poll::Ready(Ok(len)) => *written += len,
-                Poll::Ready(Err(error)) => return Err(error),
+                Poll::Ready(Err(error)) => {
+                    if !self.failed_writes_send_nothing {
+                        *written = out.len();
+                    }
+                    return Err(error);
+                }
                 Poll::Pending => return Ok(false),
             }
         }
@@ -377,6 +385,11 @@ impl State {
             Poll::Ready(Err(error)) => Err(error),
             Poll::Pending => Ok(false),
         }
+    }
+
+    /// Whether the byte at this place in the stream was sent.
+    fn is_sent(&self, offset: u64) -> bool {
+        offset < self.out_offset + self.written as u64
     }
 
     fn take_wake(&mut self) -> Option<Waker> {
@@ -427,6 +440,62 @@ impl Drop for Ticket {
         if !self.over {
             let permits = self.connection.state.lock().slots.abandon(self.id);
             self.connection.permits.add_permits(permits as usize);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fails each write.
+    struct Broken;
+
+    impl AsyncWrite for Broken {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_failed_write_was_given_counts_as_sent_unless_the_transport_knows_better() {
+        for exact in [false, true] {
+            let peer = Peer {
+                address: "n1:7311".into(),
+                welcome: Welcome::default(),
+                frame_len_max: 1 << 20,
+            };
+            let now = Instant::now();
+            let minute = Duration::from_secs(60);
+            let tuning = Tuning {
+                in_flight_max: 1,
+                keepalive: minute,
+                ping_timeout: minute,
+                confirm_every: None,
+            };
+            let freshness = Arc::new(Freshness::new(now));
+            let connection =
+                Connection::new(Arc::new(peer), Box::new(Broken), exact, tuning, freshness);
+            let connection = Arc::new(connection);
+            connection.state.lock().driver = Some(Waker::noop().clone());
+            let deadline = Deadline { at: now + minute, limit: minute };
+            let ticket = connection.submit(deadline, 1, |out, _| out.push(1)).await.unwrap();
+
+            connection.fail(Arc::new(io::ErrorKind::BrokenPipe.into()));
+
+            assert_eq!(ticket.await.unwrap_err().is_not_applied(), exact);
         }
     }
 }

@@ -57,6 +57,8 @@ pub(super) struct Slots {
     free: Vec<u16>,
     /// Calls and pings without an answer, given up or not.
     waiting: usize,
+    /// Pings among them.
+    pings: usize,
 }
 
 impl Slots {
@@ -74,6 +76,7 @@ impl Slots {
         permits: u32,
     ) -> u32 {
         self.waiting += 1;
+        self.pings += usize::from(matches!(waiter, Waiter::Ping(_)));
         let index = self.free.pop().unwrap_or_else(|| {
             let index = self.slots.len();
             self.slots.push(Slot {
@@ -110,6 +113,7 @@ impl Slots {
     fn release(&mut self, index: u16) -> u32 {
         let slot = &mut self.slots[usize::from(index)];
         slot.used = false;
+        self.pings -= usize::from(matches!(slot.waiter, Waiter::Ping(_)));
         slot.waiter = Waiter::Nobody;
         self.free.push(index);
         slot.permits
@@ -200,16 +204,9 @@ impl Slots {
         (next, oldest)
     }
 
-    /// Whether a ping was not answered in time.
-    pub(super) fn ping_expired(&self) -> bool {
-        self.slots
-            .iter()
-            .any(|slot| slot.used && slot.expired && matches!(slot.waiter, Waiter::Ping(_)))
-    }
-
-    /// Whether a ping is under way.
-    pub(super) fn ping_waits(&self) -> bool {
-        self.slots.iter().any(|slot| slot.used && matches!(slot.waiter, Waiter::Ping(_)))
+    /// Pings under way.
+    pub(super) fn pings(&self) -> usize {
+        self.pings
     }
 
     /// Ends all that have no answer; `error` is told where in the stream each begins.

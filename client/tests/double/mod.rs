@@ -67,6 +67,8 @@ pub enum Act {
     Swallow,
     /// It is not done; the answer is an error.
     Fail(ErrorCode, Effect),
+    /// Of a batch nothing is done; the answer to each item is an error.
+    FailItems(ErrorCode),
     /// It is done, and the connection ends without an answer.
     Close,
     /// It is done, and these bytes are sent in place of an answer.
@@ -457,11 +459,17 @@ impl Shared {
             let failure =
                 Failure { code: *code, text: "as told", effect: *effect, retry_after_ms: None };
             respond::failure(&mut out, request.id, &failure);
+        } else if let (Act::FailItems(code), Body::Batch { items, .. }) = (&act, &request.body) {
+            let start = respond::begin_batch(&mut out, request.id, items.len());
+            for _ in 0..items.len() {
+                respond::element::failure(&mut out, &Failure::refused(*code, "as told"));
+            }
+            end_frame(&mut out, start);
         } else {
             self.answer(number, &request, &mut out);
         }
         match act {
-            Act::Answer | Act::Fail(..) => self.send(number, out),
+            Act::Answer | Act::Fail(..) | Act::FailItems(_) => self.send(number, out),
             Act::Hold => self.held.lock().push((number, out)),
             Act::Swallow => {}
             Act::Close => return false,
@@ -520,12 +528,13 @@ impl Shared {
                 }
                 None => no_such_cache(out, id),
             },
-            Body::Flush { cache } => {
-                if let Some(cache) = self.cache(number, *cache) {
+            Body::Flush { cache } => match self.cache(number, *cache) {
+                Some(cache) => {
                     self.caches.lock().get_mut(&cache).unwrap().clear();
+                    respond::ok(out, id);
                 }
-                respond::ok(out, id);
-            }
+                None => no_such_cache(out, id),
+            },
             Body::Ping => respond::ok(out, id),
             Body::OpenCache { name } => {
                 if !self.caches.lock().contains_key(*name) {

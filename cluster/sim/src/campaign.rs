@@ -8,7 +8,7 @@ use crate::run::{Options, report, run_seed};
 use crate::stats::Stats;
 
 /// Failing seeds whose event log is printed; more are only counted.
-const REPORTS_MAX: usize = 5;
+const REPORTS_MAX: usize = 20;
 
 /// Which seeds of which profiles.
 #[derive(Clone, Debug)]

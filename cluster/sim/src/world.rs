@@ -4,7 +4,7 @@
 //! comes from the seed, so that a run is its seed; the judges look after every step that a client
 //! could learn from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use kiln_cluster::config::NodeConfig;
@@ -158,6 +158,8 @@ pub struct World<'p> {
     pub(crate) held_before: BTreeMap<usize, HeldBefore>,
     /// What ended calls had asked: late attempts of theirs still reach nodes.
     pub(crate) ended: BTreeMap<usize, kiln_cluster::node::Request>,
+    /// Calls acknowledged by an owner whose copy was already given up with the loss of all others.
+    pub(crate) outdated: BTreeSet<usize>,
     /// Whether the node whose actions are carried out now made an effect stable in this turn.
     pub(crate) made_stable: bool,
     pub(crate) losses: Vec<Loss>,
@@ -207,6 +209,7 @@ impl<'p> World<'p> {
             primaries: Primaries::default(),
             held_before: BTreeMap::new(),
             ended: BTreeMap::new(),
+            outdated: BTreeSet::new(),
             made_stable: false,
             losses: Vec::new(),
             departures: Vec::new(),

@@ -110,7 +110,7 @@ impl World {
                 ..LocalFacts::default()
             };
             membership.beats(now, &self.topology, &facts);
-            if self.now_ms % BEAT_MS == 0 {
+            if self.now_ms.is_multiple_of(BEAT_MS) {
                 for (from, readiness) in self.alive.values().filter(|(from, _)| *from != me) {
                     let (count, readiness) = (self.now_ms, *readiness);
                     let beat = Heartbeat { count, readiness, ..Heartbeat::default() };

@@ -99,7 +99,7 @@ impl Replica {
             Some(Effect { key, change: Change::Put(_) }) => {
                 self.may_evict(cx, key.cache)
                     || mutant!(cx.config, BackupEvicts)
-                    || cx.store.room(key.cache) >= self.log.bytes() + entry.bytes()
+                    || cx.store.room(key.cache) >= cx.staged + self.staged_bytes() + entry.bytes()
             }
             _ => true,
         }
@@ -109,7 +109,8 @@ impl Replica {
         if mutant!(cx.config, BackupEvicts) {
             return false;
         }
-        let wanted = self.log.bytes() + cx.config.strong.room_reserve_bytes;
+        let staged = cx.staged + self.staged_bytes();
+        let wanted = staged + cx.config.strong.room_reserve_bytes;
         let refuses = |spec: &&CacheSpec| {
             spec.group() == self.place.group && spec.eviction == Eviction::Refuse
         };

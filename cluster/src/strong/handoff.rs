@@ -129,8 +129,12 @@ impl Replica {
         let Some(peer) = primary.peers.get_mut(&to) else { return };
         let Some(transfer) = &mut peer.transfer else { return };
         let mut messages = Vec::new();
-        if transfer.resend_at <= now.mono && !transfer.flying.is_empty() {
+        if transfer.resend_at <= now.mono
+            && !transfer.flying.is_empty()
+            && cx.bandwidth.ready(now).is_ok()
+        {
             transfer.resend_at = now.mono.after_ms(config.resend_after_ms);
+            cx.bandwidth.spend(transfer.flying.iter().map(|(_, bytes, _)| bytes).sum());
             messages.extend(transfer.flying.iter().map(|(_, _, message)| message.clone()));
         }
         // Without bandwidth: when there will be some. With a full window: when to send again.

@@ -15,7 +15,7 @@ use crate::effect::{Change, Effect, Item, ItemKey};
 use crate::ids::{Generation, Member, Seq, Term, TransferId, Version};
 use crate::log::Log;
 use crate::message::Body;
-use crate::store::Store;
+use crate::store::{Store, Stored};
 
 use super::{Replica, StrongMessage};
 
@@ -123,8 +123,12 @@ impl Replica {
             for (client, window) in answers {
                 self.answers.merge(client, window);
             }
+            // One that does not fit whole is not confirmed: it comes again, and there may be room
+            // by then. Without it this copy is never complete, so it is never counted.
             for (key, item) in items {
-                self.take_in(cx, key, item);
+                if !self.take_in(cx, key, item) {
+                    return;
+                }
             }
             if let Intake::Filling { next, .. } = &mut self.intake {
                 *next += 1;
@@ -139,12 +143,13 @@ impl Replica {
         self.send(cx, from, StrongMessage::Taken { term, transfer, next });
     }
 
-    /// An item of a chunk: the live stream may have brought something newer.
-    fn take_in<S: Store>(&mut self, cx: &mut Context<'_, S>, key: ItemKey, mut item: Item) {
-        let Intake::Filling { notes, .. } = &self.intake else { return };
+    /// An item of a chunk: the live stream may have brought something newer. `false` when there is
+    /// no room where nothing may be missing.
+    fn take_in<S: Store>(&mut self, cx: &mut Context<'_, S>, key: ItemKey, mut item: Item) -> bool {
+        let Intake::Filling { notes, .. } = &self.intake else { return true };
         if let Some(note) = notes.get(&key) {
             if note.removed >= item.version {
-                return;
+                return true;
             }
             if let Some((version, deadline_ms)) = note.touched
                 && version == item.version
@@ -156,17 +161,11 @@ impl Replica {
         let newer = held.is_some_and(|held| held.version >= item.version);
         let newer = newer && !mutant!(cx.config, ChunkOverwrites);
         if newer || self.is_dropped(cx, key.cache) {
-            return;
+            return true;
         }
         let may_evict = self.may_evict(cx, key.cache);
         let effect = Effect { key, change: Change::Put(item) };
-        // A chunk that finds no room leaves the copy incomplete where nothing may be missing. It
-        // then holds less than was confirmed, so it must not be promoted.
-        if cx.store.apply(self.place, &effect, may_evict, 0) == crate::store::Stored::Full
-            && !may_evict
-        {
-            self.stuck = true;
-        }
+        cx.store.apply(self.place, &effect, may_evict, 0) == Stored::Done || may_evict
     }
 
     /// What a live effect leaves behind for chunks to come.

@@ -164,15 +164,15 @@ impl Replica {
         let pending = self.log.last().0 - self.applied.0;
         let full = pending >= config.pending_writes_max as u64
             || self.log.bytes() >= config.pending_bytes_max + config.retain_bytes_max
-            || self.pending_bytes() >= config.pending_bytes_max;
+            || self.staged_bytes() >= config.pending_bytes_max;
         if full || self.stuck {
             return Some(Some(Reply::NotApplied(Refusal::Busy)));
         }
         None
     }
 
-    /// Bytes of entries that are not applied: cheap while there are few learners.
-    fn pending_bytes(&self) -> usize {
+    /// Bytes of entries that are not applied: cheap but at a primary with a learner that lags.
+    pub(crate) fn staged_bytes(&self) -> usize {
         if self.log.base() == self.applied {
             return self.log.bytes();
         }
@@ -250,7 +250,8 @@ impl Replica {
     /// Whether every copy has room for one more item in a cache that refuses when full.
     fn has_room<S: Store>(&self, cx: &Context<'_, S>, key: &ItemKey, item: &Item) -> bool {
         let cost = key.key.len() + item.value.len() + ITEM_OVERHEAD_BYTES;
-        let wanted = self.pending_bytes() + cost + cx.config.strong.room_reserve_bytes;
+        let staged = cx.staged + self.staged_bytes();
+        let wanted = staged + cost + cx.config.strong.room_reserve_bytes;
         let full = self.primary.as_ref().is_some_and(|primary| {
             primary.peers.iter().any(|(member, peer)| {
                 peer.full && (self.state.in_sync.contains(member) || peer.is_filled())
@@ -358,13 +359,17 @@ impl Replica {
         if early || peer.source != held.transfer {
             return;
         }
+        let gets_on = !peer.started || held.have > peer.acked || held.have >= peer.sent;
         peer.started = true;
         peer.acked = peer.acked.max(held.have);
         peer.sent = peer.sent.max(peer.acked);
         peer.version = peer.version.max(held.version);
         peer.clock_ms = peer.clock_ms.max(held.clock_ms);
         peer.full = held.full;
-        peer.owes_since = cx.now.mono;
+        // One that answers but has no room for more gets on no better than one that is silent.
+        if gets_on {
+            peer.owes_since = cx.now.mono;
+        }
         let owes = peer.acked < peer.sent || peer.full;
         peer.resend_at = owes.then(|| cx.now.mono.after_ms(cx.config.strong.resend_after_ms));
         self.advance(cx);

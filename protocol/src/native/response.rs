@@ -821,7 +821,7 @@ pub mod respond {
             Outcome::TooLarge => failed(
                 out,
                 ErrorCode::ValueTooLarge,
-                "the value is over the cache's item limit; after a set the older value is gone",
+                "the value is over the cache's item limit; an older value stays",
             ),
             Outcome::OutOfMemory => failed(
                 out,

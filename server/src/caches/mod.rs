@@ -9,7 +9,8 @@
 //! ceiling falls at once, the taker's rises as the giver's pages really come back (see
 //! [`Caches::settle`]), so that the sum stays within the node's ceiling all the time.
 //!
-//! Always true: the ceilings wanted add up to the node's share for stores; slot 0 is `default`.
+//! Always true: the ceilings wanted and the memory for tracking add up to the node's share for
+//! stores; slot 0 is `default`.
 
 mod largest;
 mod settings;
@@ -24,6 +25,7 @@ use std::{
             Ordering::{Acquire, Relaxed, Release},
         },
     },
+    time::{Duration, Instant},
 };
 
 use arc_swap::{ArcSwap, Guard};
@@ -49,9 +51,10 @@ const SHARE_OF_DEFAULT: usize = 8;
 /// The memory ceiling of a running node can be raised up to so many times the configured one.
 const MEMORY_GROWTH_MAX: usize = 4;
 
-/// Steps of eviction in each shard before a new cache is refused for want of free pages.
+/// How long a new cache is waited for while `default` gives pages: the worker's other clients wait
+/// too. And steps of eviction in each shard between looks at the clock.
+const MAKE_ROOM_MAX: Duration = Duration::from_millis(50);
 const MAKE_ROOM_STEPS: usize = 256;
-const MAKE_ROOM_ROUNDS: usize = 1_000;
 
 /// One cache.
 pub(crate) struct Cache {
@@ -130,6 +133,11 @@ impl Table {
         Some((CacheKey { slot, id: cache.id }, cache))
     }
 
+    /// Whether the cache is one of these.
+    fn has(&self, cache: &Cache) -> bool {
+        self.slots.iter().flatten().any(|one| one.id == cache.id)
+    }
+
     /// All caches, by name.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Cache>> {
         self.names.values().filter_map(|slot| self.slots.get(*slot as usize)?.as_ref())
@@ -166,8 +174,10 @@ pub(crate) enum CacheError {
 
 /// What of the node's memory is promised to whom.
 struct Ledger {
-    /// For all stores together.
+    /// For all stores and for tracking together.
     total: usize,
+    /// What of it the tracking of caches in the table takes.
+    tracking: usize,
     /// The ceiling each cache is to have, by slot.
     wanted: Vec<usize>,
     /// Dropped caches that a batch or a reply may still be at.
@@ -215,7 +225,8 @@ impl Caches {
             slots: vec![Some(Arc::clone(&default))],
             names: BTreeMap::from([(DEFAULT.into(), 0)]),
         };
-        let ledger = Ledger { total, wanted: vec![total], leaving: Vec::new(), next_id: 1 };
+        let ledger =
+            Ledger { total, tracking: 0, wanted: vec![total], leaving: Vec::new(), next_id: 1 };
         Ok(Self {
             table: ArcSwap::from_pointee(table),
             default,
@@ -237,17 +248,18 @@ impl Caches {
         &self.default
     }
 
-    /// Makes a cache. One that exists with the same settings is as good as made.
+    /// Makes a cache, or finds it: one that exists with the same settings is as good as made. True
+    /// when it is new.
     pub(crate) fn create(
         &self,
         mut settings: CacheSettings,
         now_ms: u64,
-    ) -> Result<Arc<Cache>, CacheError> {
+    ) -> Result<(Arc<Cache>, bool), CacheError> {
         let mut ledger = self.ledger.lock();
         let table = self.table.load_full();
         if let Some((_, cache)) = table.by_name(&settings.name) {
             return if cache.settings.serves_as(&settings) {
-                Ok(Arc::clone(cache))
+                Ok((Arc::clone(cache), false))
             } else {
                 Err(CacheError::Exists(settings.name))
             };
@@ -281,13 +293,17 @@ impl Caches {
         store.set_memory(MEMORY_MIN);
         let before = self.default.store.memory();
         self.default.store.set_memory(before.min(left));
-        // One that refuses writes rather than evict must not do so because it is new.
-        let policy = store.policy();
-        let needs = if policy == PolicyKind::None { memory } else { MEMORY_MIN };
+        // No write may be refused because the cache is new: neither a value within the limit, nor
+        // any that fits where nothing is evicted.
+        let needs = match store.policy() {
+            PolicyKind::None => memory,
+            _ => MEMORY_MIN.max(2 * value),
+        };
         if !self.make_room(&ledger, &table, needs, now_ms) {
             self.default.store.set_memory(before);
             return Err(CacheError::Busy);
         }
+        store.set_memory(needs);
         let cache = Arc::new(Cache::new(ledger.next_id, store, settings));
         ledger.next_id = ledger.next_id.wrapping_add(1).max(1);
         ledger.wanted[0] = left;
@@ -305,21 +321,20 @@ impl Caches {
         self.table.store(Arc::new(Table { slots, names }));
         self.raise(&mut ledger);
         tracing::info!(cache = %cache.settings.name, bytes = memory, "cache made");
-        Ok(cache)
+        Ok((cache, true))
     }
 
     /// Has `default` give pages until so many bytes are free. False when that would take long; it
     /// can be asked for again.
     fn make_room(&self, ledger: &Ledger, table: &Table, needs: usize, now_ms: u64) -> bool {
-        for _ in 0..MAKE_ROOM_ROUNDS {
-            if ledger.free(table) >= needs {
-                return true;
-            }
-            if !self.default.store.maintain(now_ms, MAKE_ROOM_STEPS).more {
-                break;
+        let begun = Instant::now();
+        while ledger.free(table) < needs {
+            let more = self.default.store.maintain(now_ms, MAKE_ROOM_STEPS).more;
+            if !more || begun.elapsed() >= MAKE_ROOM_MAX {
+                return ledger.free(table) >= needs;
             }
         }
-        ledger.free(table) >= needs
+        true
     }
 
     /// Drops a cache and all its items.
@@ -348,7 +363,7 @@ impl Caches {
         ledger.wanted[0] += memory;
         if cache.trackers.is_enabled() {
             ledger.wanted[0] += Trackers::MEMORY;
-            ledger.total += Trackers::MEMORY;
+            ledger.tracking -= Trackers::MEMORY;
         }
         self.unsettled.store(true, Release);
         tracing::info!(cache = name, "cache dropped");
@@ -359,7 +374,7 @@ impl Caches {
     /// cannot be had, and then nothing changes.
     pub(crate) fn set_total(&self, total: usize) -> bool {
         let mut ledger = self.ledger.lock();
-        let others: usize = ledger.wanted[1..].iter().sum();
+        let others = ledger.wanted[1..].iter().sum::<usize>() + ledger.tracking;
         let least = MEMORY_MIN.max(2 * self.default.store.value_len_max());
         let Some(wanted) = total.checked_sub(others).filter(|&wanted| wanted >= least) else {
             return false;
@@ -414,11 +429,13 @@ impl Caches {
         mailbox: &Arc<Mailbox>,
     ) -> Result<Tracker, TrackError> {
         self.enable_tracking(cache)?;
-        cache.trackers.join(mailbox, || {
+        let tracker = cache.trackers.join(mailbox, || {
             // Summing up passes through the lock of every shard: writes that were under way, and
             // had looked for trackers before there was one, are done.
             let _ = cache.store.stats();
-        })
+        })?;
+        // Dropped after this look, the cache tells this connection, too.
+        if self.load().has(cache) { Ok(tracker) } else { Err(TrackError::Dropped) }
     }
 
     /// Sets memory aside for the tracking of a cache, once. The cache `default` gives it.
@@ -430,11 +447,15 @@ impl Caches {
         if cache.trackers.is_enabled() {
             return Ok(());
         }
+        // A batch may still be at a cache whose memory was taken back.
+        if !self.load().has(cache) {
+            return Err(TrackError::Dropped);
+        }
         let least = MEMORY_MIN.max(2 * self.default.store.value_len_max());
         let wanted = ledger.wanted[0].checked_sub(Trackers::MEMORY);
         let wanted = wanted.filter(|&wanted| wanted >= least).ok_or(TrackError::NoMemory)?;
         ledger.wanted[0] = wanted;
-        ledger.total -= Trackers::MEMORY;
+        ledger.tracking += Trackers::MEMORY;
         self.raise(&mut ledger);
         cache.trackers.enable();
         Ok(())
@@ -510,7 +531,7 @@ impl Ledger {
         let caches = table.slots.iter().flatten();
         let taken: usize = caches.map(|cache| cache.held().max(cache.store.memory())).sum();
         let leaving: usize = self.leaving.iter().map(|leaving| held(&leaving.store)).sum();
-        self.total.saturating_sub(taken + leaving)
+        self.total.saturating_sub(self.tracking + taken + leaving)
     }
 }
 

@@ -36,6 +36,8 @@ pub(crate) enum TrackError {
     TooMany,
     #[error("the cache `default` cannot spare the memory for tracking")]
     NoMemory,
+    #[error("the cache was dropped")]
+    Dropped,
 }
 
 #[derive(Default)]

@@ -109,11 +109,16 @@ struct Connection<'a, S> {
 /// What came of a read.
 enum Turn {
     End,
+    /// Bytes came.
     More,
+    /// Nothing came; something was said unasked.
+    Spoke,
 }
 
 impl<S: Session> Connection<'_, S> {
     async fn run(mut self) -> io::Result<()> {
+        // When a client that has begun a request is cut, unless more of it comes.
+        let mut stalls_at: Option<Instant> = None;
         loop {
             if !self.output.is_empty() {
                 self.drain().await?;
@@ -137,10 +142,19 @@ impl<S: Session> Connection<'_, S> {
             }
             let begun = !self.held.is_empty();
             let turn = poll_fn(|task| self.poll_turn(task));
-            let turn =
-                if begun { tokio::time::timeout(STALL_MAX, turn).await? } else { turn.await };
+            let turn = if begun {
+                let until = *stalls_at.get_or_insert_with(|| Instant::now() + STALL_MAX);
+                tokio::time::timeout_at(until, turn).await?
+            } else {
+                turn.await
+            };
             match turn? {
-                Turn::More => {}
+                Turn::More => stalls_at = None,
+                // However much there is to tell, it does not prolong the wait.
+                Turn::Spoke if stalls_at.is_some_and(|until| Instant::now() >= until) => {
+                    return Err(ErrorKind::TimedOut.into());
+                }
+                Turn::Spoke => {}
                 Turn::End => return Ok(()),
             }
         }
@@ -169,21 +183,22 @@ impl<S: Session> Connection<'_, S> {
         Ok(())
     }
 
-    /// Says what is to be said unasked, or reads once and runs what that completes. Polls through [`AsyncRead`]: after a read that
-    /// does not fill the buffer it knows the socket to be empty, without a second system call.
+    /// Says what is to be said unasked, then reads once and runs what that completes. Polls through
+    /// [`AsyncRead`]: after a read that does not fill the buffer it knows the socket to be empty,
+    /// without a second system call.
     fn poll_turn(&mut self, task: &mut TaskContext<'_>) -> Poll<io::Result<Turn>> {
         let speaks = self.session.poll_unasked(task).is_ready();
         if speaks {
             SHARED.with_borrow_mut(|shared| self.speak(&mut shared.memory))?;
             if self.closing || !self.output.is_empty() {
-                return Poll::Ready(Ok(Turn::More));
+                return Poll::Ready(Ok(Turn::Spoke));
             }
             // However much there is to tell, requests get their turn.
         }
         SHARED.with_borrow_mut(|shared| {
             let mut buffer = ReadBuf::new(&mut shared.input);
             match poll_read(&mut self.stream, task, &mut buffer) {
-                Poll::Pending if speaks => return Poll::Ready(Ok(Turn::More)),
+                Poll::Pending if speaks => return Poll::Ready(Ok(Turn::Spoke)),
                 read => ready!(read)?,
             }
             let len = buffer.filled().len();

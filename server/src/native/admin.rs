@@ -53,7 +53,7 @@ pub(super) fn run(
     match body {
         Body::OpenCache { name } => {
             let Some((key, cache)) = table.by_name(name) else { return no_such_cache(replies, id) };
-            match session.open(table, key) {
+            match session.open(table, key, replies) {
                 Some(handle) => {
                     let spec = cache.settings.spec();
                     respond::structure(replies, id, &Opened { handle, spec });
@@ -73,8 +73,10 @@ pub(super) fn run(
                 }
             };
             match node.caches.create(settings, context.now_ms) {
-                Ok(cache) => {
-                    node.topology_changed();
+                Ok((cache, is_new)) => {
+                    if is_new {
+                        node.topology_changed();
+                    }
                     respond::structure(replies, id, &describe(&cache));
                 }
                 Err(error) => fail(replies, id, &error),
@@ -161,9 +163,11 @@ fn describe(cache: &Cache) -> CacheInfo {
 /// A cluster of one: this node owns every partition.
 pub(super) fn topology(node: &Node) -> TopologyView {
     let address = |address: Option<SocketAddr>| address.map_or(String::new(), |a| a.to_string());
+    // Before the table: what is told must be as new as its epoch says, and may be newer.
+    let epoch = node.epoch();
     let table = node.caches.load();
     TopologyView {
-        epoch: node.epoch(),
+        epoch,
         cluster_id: node.cluster_id(),
         hash_id: HASH_ID,
         partitions: PARTITIONS,

@@ -121,7 +121,9 @@ pub(super) fn run(
         let mut requests: Vec<Ready<'_, '_>> = std::mem::take(kept);
         hashes.clear();
         let rest = read(session, &table, &input[done..], &mut requests, hashes);
-        if let Some(place) = sampler.pick(requests.len()) {
+        if session.is_open
+            && let Some(place) = sampler.pick(requests.len())
+        {
             count_key(context, &requests[place], hashes[place]);
         }
         let last = requests.len();

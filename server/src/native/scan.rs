@@ -8,7 +8,7 @@
 //! An answer stays within the longest frame: values that do not fit are left out, and the client
 //! asks for those items by key.
 
-use std::{mem, ops::Range, sync::Arc};
+use std::{collections::BTreeMap, mem, ops::Range, sync::Arc};
 
 use kiln_engine::{GetOptions, ItemInfo, Store, Value};
 use kiln_protocol::native::{Entry, ErrorCode, Failure, Scan, Value as WireValue, respond};
@@ -36,7 +36,7 @@ const ENTRY_OVERHEAD: usize = 64;
 const PAGE_OVERHEAD: usize = 128;
 
 /// Length of a cursor.
-const CURSOR_LEN: usize = 14;
+const CURSOR_LEN: usize = 20;
 
 /// A page being gathered. Kept by a worker for its memory.
 #[derive(Default)]
@@ -58,8 +58,15 @@ struct Found {
 struct Place {
     /// In the store.
     at: u64,
-    /// Items there that were told before: long keys can fill a page from one place.
-    skip: u16,
+    /// Items there that come before this in [`order`] were told: long keys can fill a page from
+    /// one place.
+    from: u64,
+}
+
+/// An order of keys that agrees with the store's walk: where places are split or joined, the items
+/// of the earlier half come first. A count of items would be wrong as soon as one of them goes.
+fn order(key: &[u8]) -> u64 {
+    Store::hash(key).rotate_right(16).reverse_bits()
 }
 
 /// Makes a step and answers it.
@@ -120,33 +127,70 @@ impl Page {
         let (mut place, mut seen) = (start, 0);
         for _ in 0..LOOKS_MAX {
             let before = (self.found.len(), self.bytes.len());
-            let mut number = 0_u16;
-            let mut full_at = None;
+            let mut full = false;
             let step = store.scan(place.at, 1, now_ms, |entry| {
-                let index = number;
-                number = number.saturating_add(1);
-                if full_at.is_some() || index < place.skip || !entry.key.starts_with(scan.prefix) {
+                let told = place.from > 0 && order(entry.key) < place.from;
+                if full || told || !entry.key.starts_with(scan.prefix) {
                     return;
                 }
-                if !self.add(entry.key, entry.info, entry.value.filter(|_| scan.values)) {
-                    full_at = Some(index);
-                }
+                full = !self.add(entry.key, entry.info, entry.value.filter(|_| scan.values));
             });
-            if let Some(index) = full_at {
-                if before.0 == 0 {
-                    return Some(Place { at: place.at, skip: index });
-                }
+            if full {
                 self.found.truncate(before.0);
                 self.bytes.truncate(before.1);
+                if before.0 == 0 {
+                    return self.gather_part(store, place, scan, now_ms);
+                }
                 return Some(place);
             }
             seen += step.seen;
-            place = Place { at: step.next?, skip: 0 };
+            place = Place { at: step.next?, from: 0 };
             if self.found.len() >= limit || seen >= SEEN_MAX || self.bytes.len() >= BYTES_MAX {
                 break;
             }
         }
         Some(place)
+    }
+
+    /// Gathers the first items of a place that does not fit into an empty page as a whole. Returns
+    /// where to go on.
+    fn gather_part(
+        &mut self,
+        store: &Store,
+        place: Place,
+        scan: &Scan<'_>,
+        now_ms: u64,
+    ) -> Option<Place> {
+        let mut first: BTreeMap<(u64, Box<[u8]>), ItemInfo> = BTreeMap::new();
+        let mut len = 0;
+        let mut until = None;
+        let step = store.scan(place.at, 1, now_ms, |entry| {
+            let order = order(entry.key);
+            let passed = order < place.from || until.is_some_and(|until| order >= until);
+            if passed || !entry.key.starts_with(scan.prefix) {
+                return;
+            }
+            len += ENTRY_OVERHEAD + entry.key.len();
+            first.insert((order, entry.key.into()), entry.info);
+            while len > self.room
+                && let Some(((order, key), _)) = first.pop_last()
+            {
+                len -= ENTRY_OVERHEAD + key.len();
+                until = Some(order);
+            }
+        });
+        for ((_, key), info) in &first {
+            self.add(key, *info, None);
+        }
+        let Some(mut from) = until else {
+            return step.next.map(|at| Place { at, from: 0 });
+        };
+        if from == place.from {
+            // More keys of one and the same hash than fit into a page: only someone who wants to
+            // be in the way has them, and then they must not keep the scan from its end.
+            from = from.saturating_add(1);
+        }
+        Some(Place { at: place.at, from })
     }
 
     /// Adds an item, with its value if that fits. False when not even its key does.
@@ -217,14 +261,87 @@ fn encode(cache: &Cache, place: Place) -> [u8; CURSOR_LEN] {
     let mut cursor = [0; CURSOR_LEN];
     cursor[..4].copy_from_slice(&cache.id.to_be_bytes());
     cursor[4..12].copy_from_slice(&place.at.to_be_bytes());
-    cursor[12..].copy_from_slice(&place.skip.to_be_bytes());
+    cursor[12..].copy_from_slice(&place.from.to_be_bytes());
     cursor
 }
 
 fn decode(cache: &Cache, cursor: &[u8]) -> Option<Place> {
     let (id, rest) = cursor.split_first_chunk()?;
     let (at, rest) = rest.split_first_chunk()?;
-    let skip = u16::from_be_bytes(rest.try_into().ok()?);
-    let place = Place { at: u64::from_be_bytes(*at), skip };
+    let from = u64::from_be_bytes(rest.try_into().ok()?);
+    let place = Place { at: u64::from_be_bytes(*at), from };
     (u32::from_be_bytes(*id) == cache.id).then_some(place)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kiln_engine::{DeleteOptions, StoreConfig, WriteOptions};
+    use kiln_protocol::native::CacheRef;
+    use std::collections::BTreeSet;
+
+    fn write(store: &Store, key: &str) {
+        let key = key.as_bytes();
+        store.write(key, Store::hash(key), b"v", &WriteOptions::default(), 1);
+    }
+
+    /// Goes through a store in pages of at most three items; `between` is given each page.
+    fn scan_in_threes(store: &Store, mut between: impl FnMut(&[Vec<u8>])) -> BTreeSet<Vec<u8>> {
+        let cache = CacheRef::Handle(0);
+        let scan = Scan { cache, cursor: None, limit: 1, prefix: b"", values: true };
+        let mut page = Page::default();
+        let (mut place, mut told) = (Place::default(), BTreeSet::new());
+        for _ in 0..100_000 {
+            page.begin(3 * (ENTRY_OVERHEAD + 10));
+            let next = page.gather(store, place, 1, &scan, 1);
+            let keys: Vec<_> =
+                page.found.iter().map(|found| page.bytes[found.key.clone()].to_vec()).collect();
+            assert!(keys.len() <= 3);
+            between(&keys);
+            told.extend(keys);
+            match next {
+                Some(next) => place = next,
+                None => return told,
+            }
+        }
+        panic!("the scan does not end");
+    }
+
+    #[test]
+    fn a_place_that_fills_several_pages_is_told_whole_while_items_go_and_come() {
+        let config = StoreConfig { memory: 32 << 20, ..StoreConfig::default() };
+        let store = Store::new(config).unwrap();
+        // First many, so that places are joined as they go, and then split as others come.
+        let keys: BTreeSet<Vec<u8>> =
+            (0..30_000).map(|number| format!("k:{number:05}").into_bytes()).collect();
+        for key in &keys {
+            write(&store, std::str::from_utf8(key).unwrap());
+        }
+        let told = scan_in_threes(&store, |_| {});
+        assert_eq!(told, keys);
+
+        let told = scan_in_threes(&store, |page| {
+            for key in page {
+                store.delete(key, Store::hash(key), &DeleteOptions::default(), 1);
+            }
+        });
+        assert_eq!(told, keys);
+
+        for key in keys.iter().take(3_000) {
+            write(&store, std::str::from_utf8(key).unwrap());
+        }
+        let mut number = 0;
+        let told = scan_in_threes(&store, |page| {
+            for key in page.iter().take(1) {
+                store.delete(key, Store::hash(key), &DeleteOptions::default(), 1);
+            }
+            if number < 20_000 {
+                (0..40).for_each(|_| {
+                    number += 1;
+                    write(&store, &format!("n:{number:05}"));
+                });
+            }
+        });
+        assert!(keys.iter().take(3_000).all(|key| told.contains(key)));
+    }
 }

@@ -141,11 +141,23 @@ impl Native {
 
     /// Gives a cache a number on this connection; the same one each time. `None` when there are
     /// too many.
-    pub(super) fn open(&mut self, table: &Table, key: CacheKey) -> Option<u32> {
+    pub(super) fn open(
+        &mut self,
+        table: &Table,
+        key: CacheKey,
+        replies: &mut Vec<u8>,
+    ) -> Option<u32> {
         if let Some(known) = self.number_of(key) {
             return Some(known);
         }
-        self.handles.retain(|handle| table.get(handle.key).is_some());
+        self.handles.retain(|handle| {
+            let is_there = table.get(handle.key).is_some();
+            if !is_there && handle.tracker.is_some() {
+                // The note of the drop may still be on its way, and will find no number.
+                respond::invalidate(replies, handle.number, None);
+            }
+            is_there
+        });
         if self.handles.len() >= HANDLES_MAX {
             return None;
         }
@@ -253,6 +265,7 @@ impl TrackFailure {
     pub(super) fn code(&self) -> ErrorCode {
         match self {
             Self::NotOpen => ErrorCode::BadArgument,
+            Self::Refused(TrackError::Dropped) => ErrorCode::NoSuchCache,
             Self::Refused(_) => ErrorCode::LimitReached,
         }
     }

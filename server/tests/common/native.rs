@@ -3,14 +3,14 @@
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use kiln_protocol::{
     Parsed,
     command::{Command, Delete, Get, Store, StoreMode, Ttl},
     native::{
-        CacheRef, Data, Frames, Item, Op, Response, Scan, Want, admin,
+        CacheRef, Data, ErrorCode, Frames, Item, Op, Response, Scan, Want, admin,
         admin::{CacheSpec, Hello, Opened, Welcome},
         encode,
     },
@@ -237,9 +237,19 @@ impl Native {
         self.call(|out, id| encode::named(out, id, op, name))
     }
 
-    /// A new cache.
+    /// A new cache; asks again while others still give their memory for it.
     pub fn create(&mut self, spec: &CacheSpec) -> Frame {
-        self.call(|out, id| encode::create_cache(out, id, spec))
+        let end = Instant::now() + SOON;
+        loop {
+            let answer = self.call(|out, id| encode::create_cache(out, id, spec));
+            let is_busy = matches!(
+                answer.response(),
+                Response::Error(failure) if failure.code == ErrorCode::Busy
+            );
+            if !is_busy || Instant::now() > end {
+                return answer;
+            }
+        }
     }
 
     /// A handle for a cache.

@@ -41,7 +41,13 @@ pub fn judge(
         deadline: None,
         answer: lin::Answer::Absent,
     }));
-    match lin::check(&records, lin::Rules { evicts: rules.evicts }, STEPS_MAX) {
+    let lin_rules = lin::Rules { evicts: rules.evicts };
+    let mut verdict = lin::check(&records, lin_rules, STEPS_MAX);
+    if verdict == lin::Verdict::Violation && !losses.is_empty() {
+        records.extend(again_after(calls, losses, rules));
+        verdict = lin::check(&records, lin_rules, STEPS_MAX);
+    }
+    match verdict {
         lin::Verdict::Linearizable => Ok(Finding::Fine),
         lin::Verdict::Undecided => Ok(Finding::Undecided),
         lin::Verdict::Violation => {
@@ -57,6 +63,19 @@ pub fn judge(
 fn crosses(call: &Call, losses: &[(Time, Time)]) -> bool {
     let over = |&(from, _): &(Time, Time)| call.called <= from && from <= call.returned;
     call.may_have_changed() && losses.iter().any(over)
+}
+
+/// Late repeats of calls from before a loss: the answers by which they would have been recognised
+/// were lost as well, so each may take effect once more.
+fn again_after(
+    calls: &[&Call],
+    losses: &[(Time, Time)],
+    rules: &Rules,
+) -> impl Iterator<Item = lin::Record> {
+    let pairs = losses.iter().flat_map(|loss| calls.iter().map(move |call| (loss.0, call)));
+    pairs
+        .filter(|(lost_at, call)| call.may_have_changed() && call.called < *lost_at)
+        .map(|(lost_at, call)| lin::Record { called: time(lost_at), ..unanswered(call, rules) })
 }
 
 /// The record of a call; `None` when it certainly did nothing and saw nothing.

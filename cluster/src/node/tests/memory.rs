@@ -142,3 +142,31 @@ fn an_item_that_is_being_prolonged_is_not_seen_to_end_and_come_back() {
     assert!(matches!(world.reply(touch), Some(Reply::Done(Outcome::Touched(_)))));
     assert!(matches!(world.reply(read), Some(Reply::Done(Outcome::Hit(_)))));
 }
+
+#[test]
+fn a_learner_without_room_for_the_snapshot_is_never_promoted() {
+    let mut config = NodeConfig::default();
+    config.strong.room_reserve_bytes = 0;
+    let mut world = World::with(1, spec(), config, 20_000);
+    world.assign(&[1]);
+    for number in 0..100 {
+        world.done(1, &format!("k{number}"), set(&format!("{number:0>100}")));
+    }
+    world.start(node(2), 10_000);
+    let (member, version) = (world.member(2), world.state().version);
+    world.commit(Command::AddLearner { place: PLACE, version, member });
+    for round in 0..50 {
+        world.done(1, "live", set(&format!("{round}")));
+    }
+    world.run_ms(2_000);
+    assert_eq!(world.state().in_sync, [world.member(1)]);
+    // With room it is.
+    for number in 0..60 {
+        world.done(1, &format!("k{number}"), delete());
+    }
+    world.run_ms(2_000);
+    assert_eq!(world.state().in_sync.len(), 2);
+    for number in 60..100 {
+        assert!(world.held(2, &format!("k{number}")).is_some(), "k{number}");
+    }
+}
