@@ -19,7 +19,7 @@ use kiln_protocol::{
     command::{Command, Delete, Store, Ttl},
     native::{
         CacheRef, Op, Response, Want,
-        admin::{CacheInfo, CacheList, CacheSpec},
+        admin::{CacheInfo, CacheList, CacheSpec, Opened},
         encode,
     },
 };
@@ -265,10 +265,15 @@ fn all_caches_together_stay_within_the_ceiling_and_a_dropped_one_gives_back_what
         fill(&mut client, 0, "more", 20_000);
         highest = highest.max(resident());
     }
-    let list: CacheList = client.bare(Op::ListCaches).structure();
-    let ceilings: u64 = list.caches.iter().map(|cache| cache.memory).sum();
     println!("RSS full {full:.1} MiB, with three more caches {highest:.1} MiB of 128");
-    assert_eq!(ceilings, before);
+    // Ceilings rise as pages come back: never beyond the sum, and up to it in the end.
+    eventually("all caches have what they are to have", || {
+        let list: CacheList = client.bare(Op::ListCaches).structure();
+        let ceilings: u64 = list.caches.iter().map(|cache| cache.memory).sum();
+        assert!(ceilings <= before, "{ceilings} of {before}");
+        ceilings == before
+    });
+    let list: CacheList = client.bare(Op::ListCaches).structure();
     assert!(list.caches.iter().all(|cache| cache.bytes <= cache.memory && cache.items > 1_000));
     assert!(highest < 128.0 * 1.05 + 16.0, "{highest:.1} MiB");
 
@@ -301,7 +306,7 @@ fn caches_that_come_and_go_under_load_lose_no_memory_and_harm_nobody() {
                     round += 1;
                     let open = client.named(Op::OpenCache, "flicker");
                     let Response::Ok(_) = open.response() else { continue };
-                    let handle = open.structure::<kiln_protocol::native::admin::Opened>().handle;
+                    let handle = open.structure::<Opened>().handle;
                     for _ in 0..50 {
                         let value = vec![number; 20_000];
                         let answer = client.run_in(
@@ -370,7 +375,10 @@ fn tracking_and_a_new_ceiling_together_create_no_memory() {
     let mut memcached = node.connect();
     for _ in 0..3 {
         client.create(&CacheSpec { memory: 8 * MIB, ..spec("a") });
-        let handle = client.open("a");
+        // It may be told once more of the drop before.
+        let (_, opened) =
+            client.call_and_pushes(|out, id| encode::named(out, id, Op::OpenCache, "a"));
+        let handle = opened.structure::<Opened>().handle;
         let track = Want { track: true, ..Want::default() };
         assert_eq!(client.run_in(handle, get(b"k"), track).response(), Response::NotFound);
         assert_eq!(memcached.ask("cache_memlimit 128\r\n"), "OK\r\n");

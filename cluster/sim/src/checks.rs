@@ -86,9 +86,9 @@ impl World<'_> {
         self.held_before.insert(call, before);
     }
 
-    /// Whether a node has not heard yet that the data of a call's partition were lost.
-    fn is_outdated(&self, who: Member, call: usize) -> bool {
-        let place = self.history[call].place;
+    /// Whether a node has not heard yet that the data of a partition were lost: it drops what it
+    /// holds before it serves or confirms anything.
+    fn is_outdated(&self, who: Member, place: Partition) -> bool {
         let generation = |topology: &Topology| topology.partition(place).map(|s| s.generation);
         let known = self.process_of(who).and_then(|p| generation(p.node.topology()));
         known < generation(self.agreement.topology())
@@ -120,7 +120,7 @@ impl World<'_> {
                 self.take(verdict);
             }
             let call = attempt.call;
-            if version.is_some() && self.is_outdated(who, call) {
+            if version.is_some() && self.is_outdated(who, self.history[call].place) {
                 self.outdated.insert(call);
             }
             if let Some(version) = version
@@ -274,6 +274,9 @@ impl World<'_> {
             let Some(state) = topology.partition(self.place_of(key)) else { continue };
             for &member in &state.in_sync {
                 let Some(process) = self.process_of(member) else { continue };
+                if self.is_outdated(member, self.place_of(key)) {
+                    continue;
+                }
                 let held = process.node.held(key);
                 let version = held
                     .filter(|held| self.is_surely_visible(held.item.as_ref()))
@@ -318,7 +321,8 @@ impl World<'_> {
             return;
         }
         if self.unhealed.is_none() && self.quiet {
-            if self.probes_drawn {
+            // Where memory is short, writes may be refused for ever.
+            if self.probes_drawn || self.profile.is_tight() {
                 self.stats.heal_ms = since / MS;
                 self.healed_at = Some(self.now);
                 return;
@@ -344,7 +348,8 @@ impl World<'_> {
         let topology = self.agreement.topology();
         let fit = topology.nodes.values().filter(|info| info.state == NodeState::Ready).count();
         let staying = self.machines.values().filter(|machine| !machine.leaving).count();
-        if fit != staying || topology.nodes.len() != staying {
+        let settled = fit == staying && topology.nodes.len() == staying;
+        if !settled && !self.profile.is_tight() {
             let states: Vec<String> = topology
                 .nodes
                 .iter()
