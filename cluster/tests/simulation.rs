@@ -10,7 +10,7 @@ use kiln_sim::{Campaign, Options, PROFILES, run_seed};
 /// Seeds of the gate.
 const SEEDS: u64 = 3_000;
 /// A slow machine stops here and says what it reached.
-const TIME_MAX: Duration = Duration::from_secs(170);
+const TIME_MAX: Duration = Duration::from_secs(90);
 /// Fewer than this is no gate, however slow the machine.
 const SEEDS_MIN: u64 = 500;
 
