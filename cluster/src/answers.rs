@@ -9,7 +9,7 @@
 //! forgotten only when it was silent for `answer_window_ms`; until then, new clients are refused
 //! when the window is full.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
@@ -24,8 +24,8 @@ pub struct ClientAnswers {
     pub floor: u64,
     /// The clock of its last recorded answer.
     pub used_ms: u64,
-    /// Answers above the floor.
-    pub answers: BTreeMap<u64, Outcome>,
+    /// Answers above the floor, in order of counters.
+    pub answers: VecDeque<(u64, Outcome)>,
 }
 
 impl ClientAnswers {
@@ -35,6 +35,25 @@ impl ClientAnswers {
         const HEAD: usize = 32;
         const ANSWER: usize = 24;
         HEAD + self.answers.len() * ANSWER
+    }
+
+    fn answer(&self, counter: u64) -> Option<&Outcome> {
+        // Nearly all requests are new: one look at the end says so.
+        if self.answers.back().is_none_or(|(last, _)| *last < counter) {
+            return None;
+        }
+        let at = self.answers.binary_search_by_key(&counter, |(counter, _)| *counter).ok()?;
+        self.answers.get(at).map(|(_, outcome)| outcome)
+    }
+
+    fn insert(&mut self, counter: u64, outcome: Outcome) {
+        if self.answers.back().is_none_or(|(last, _)| *last < counter) {
+            return self.answers.push_back((counter, outcome));
+        }
+        match self.answers.binary_search_by_key(&counter, |(counter, _)| *counter) {
+            Ok(at) => self.answers[at].1 = outcome,
+            Err(at) => self.answers.insert(at, (counter, outcome)),
+        }
     }
 }
 
@@ -69,7 +88,7 @@ impl Answers {
         config: &StrongConfig,
     ) -> Lookup {
         match self.clients.get(&id.client) {
-            Some(client) => match client.answers.get(&id.counter) {
+            Some(client) => match client.answer(id.counter) {
                 Some(outcome) => Lookup::Answered(outcome.clone()),
                 None if id.counter <= client.floor => Lookup::Forgotten,
                 None => Lookup::New,
@@ -87,6 +106,13 @@ impl Answers {
                 if kept + pending < config.answer_clients_max { Lookup::New } else { Lookup::Full }
             }
         }
+    }
+
+    /// Whether the answer to a request is known.
+    #[must_use]
+    pub fn answered(&self, id: RequestId) -> bool {
+        let client = self.clients.get(&id.client);
+        client.is_some_and(|client| client.answer(id.counter).is_some())
     }
 
     /// Records an answer.
@@ -107,10 +133,10 @@ impl Answers {
         let client = self.clients.entry(id.client).or_default();
         client.used_ms = client.used_ms.max(clock_ms);
         if id.counter > client.floor {
-            client.answers.insert(id.counter, outcome);
+            client.insert(id.counter, outcome);
         }
         while client.answers.len() > config.answers_per_client.max(1) {
-            if let Some((counter, _)) = client.answers.pop_first() {
+            if let Some((counter, _)) = client.answers.pop_front() {
                 client.floor = counter;
             }
         }
@@ -121,9 +147,11 @@ impl Answers {
         let own = self.clients.entry(client).or_default();
         own.floor = own.floor.max(other.floor);
         own.used_ms = own.used_ms.max(other.used_ms);
-        own.answers.extend(other.answers);
+        for (counter, outcome) in other.answers {
+            own.insert(counter, outcome);
+        }
         let floor = own.floor;
-        own.answers.retain(|&counter, _| counter > floor);
+        own.answers.retain(|(counter, _)| *counter > floor);
     }
 
     /// All of it, to be sent.

@@ -70,7 +70,7 @@ impl Default for StrongConfig {
             append_bytes_max: 256 << 10,
             retain_bytes_max: 32 << 20,
             room_reserve_bytes: 64 << 10,
-            tell_after_ms: 10,
+            tell_after_ms: 40,
             evictions_max: 4_096,
             drop_items: 4_096,
             pending_reads_max: 16_384,

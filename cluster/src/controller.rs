@@ -212,8 +212,11 @@ impl Leading {
                 // Another life. The node is away for as long as the former one was.
                 *watched = Watched { away_since: watched.away_since, ..new };
             }
-            let waited = now.mono.since_ms(watched.seen_since.max(self.since));
-            if waited >= patience && !membership.is_heard(now, member) {
+            // One that shares partitions with this node beat to it before it led, too: a primary
+            // that died with the former leader is not waited for a second time.
+            let waited = membership.was_heard_beating(member)
+                || now.mono.since_ms(watched.seen_since.max(self.since)) >= patience;
+            if waited && !membership.is_heard(now, member) {
                 silent.insert(member);
             }
         }

@@ -4,12 +4,51 @@
 //! holds all that a copy needs: copies never evaluate, so they cannot come to another result.
 
 use bytes::Bytes;
+pub use kiln_protocol::command::{Direction, StoreMode, Ttl};
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{CacheId, Generation, Version};
 
+/// What an item is marked with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Marks(u8);
+
+impl Marks {
+    /// No mark.
+    pub const NONE: Self = Self(0);
+    /// Invalidated; waits for a new value.
+    pub const STALE: Self = Self(1);
+    /// A reader was given the right to refill it.
+    pub const TAKEN: Self = Self(2);
+
+    /// As a number: one bit for each.
+    #[must_use]
+    pub const fn bits(self) -> u8 {
+        self.0
+    }
+
+    /// Whether this mark is among them.
+    #[must_use]
+    pub const fn has(self, mark: Self) -> bool {
+        self.0 & mark.0 == mark.0
+    }
+
+    /// These and that.
+    #[must_use]
+    pub const fn with(self, mark: Self) -> Self {
+        Self(self.0 | mark.0)
+    }
+
+    /// That, or none.
+    #[must_use]
+    pub const fn when(self, marked: bool) -> Self {
+        if marked { self } else { Self::NONE }
+    }
+}
+
 /// An item as copies hold it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Item {
     /// The value.
     pub value: Bytes,
@@ -19,6 +58,8 @@ pub struct Item {
     pub version: Version,
     /// When it ends, in milliseconds of the hybrid clock.
     pub deadline_ms: Option<u64>,
+    /// Whether it wants a new value, and whether someone is at it.
+    pub marks: Marks,
 }
 
 impl Item {
@@ -45,13 +86,18 @@ pub enum Change {
     Put(Item),
     /// It is gone; the version is the remover's.
     Remove(Version),
-    /// It has another end. The version is that of the item, which stays.
+    /// It has another end and other marks. The version is that of the item, which stays.
     Touch {
         /// The item's version.
         version: Version,
         /// Its new end.
         deadline_ms: Option<u64>,
+        /// Its new marks.
+        marks: Marks,
     },
+    /// All items of the cache in this partition that were written before are gone, whatever the key
+    /// of the effect.
+    Clear(Version),
 }
 
 impl Change {
@@ -60,7 +106,7 @@ impl Change {
     pub fn version(&self) -> Version {
         match self {
             Self::Put(item) => item.version,
-            Self::Remove(version) | Self::Touch { version, .. } => *version,
+            Self::Remove(version) | Self::Clear(version) | Self::Touch { version, .. } => *version,
         }
     }
 }
@@ -74,46 +120,10 @@ pub struct Effect {
     pub change: Change,
 }
 
-/// When an item ends, as the client asked for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Ttl {
-    /// As the cache has it for writes that name no end.
-    Default,
-    /// Not by itself.
-    Never,
-    /// Milliseconds from the moment the primary carries it out; always above zero.
-    After(u64),
-    /// Milliseconds since 1970-01-01 UTC.
-    At(u64),
-    /// Already over: the write takes effect and the item is gone at once.
-    Expired,
-}
-
-/// Under which condition, and how, a value is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum StoreMode {
-    /// Whether or not the key exists.
-    Set,
-    /// Only when the key is absent.
-    Add,
-    /// Only when the key is present.
-    Replace,
-    /// Behind the present value; flags and end of the item stay.
-    Append,
-    /// Before the present value; flags and end of the item stay.
-    Prepend,
-}
-
-/// Which way a number moves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Direction {
-    /// Add, wrapping at 2^64.
-    Increment,
-    /// Subtract, stopping at 0.
-    Decrement,
-}
-
 /// One operation on one key, owning its bytes.
+///
+/// The plain ones are most; what only few ask for has variants of its own ([`Look`](Self::Look),
+/// [`Amend`](Self::Amend), [`Mark`](Self::Mark)), so that they stay small.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Operation {
     /// Read, perhaps giving the item a new end.
@@ -157,6 +167,75 @@ pub enum Operation {
         /// New end of the item when it is there.
         touch: Option<Ttl>,
     },
+    /// Read, with what meta commands may ask besides.
+    Look {
+        /// The new end.
+        touch: Option<Ttl>,
+        /// When absent: create an empty item with this end, and give this reader the right to fill it.
+        vivify: Option<Ttl>,
+        /// With fewer milliseconds left, one reader gets the right to refill.
+        recache_below_ms: Option<u64>,
+        /// Not to be counted as a use.
+        no_bump: bool,
+        /// This reader can be given the right to refill.
+        may_refill: bool,
+    },
+    /// Write a value, with what meta commands may ask besides.
+    Amend {
+        /// Condition and manner.
+        mode: StoreMode,
+        /// The value.
+        value: Bytes,
+        /// The client's opaque bits.
+        flags: u32,
+        /// The end of the item.
+        ttl: Ttl,
+        /// Write only if the item's version is this one.
+        compare: Option<Version>,
+        /// When the version compared is older than the item's: write all the same, keep the end, and
+        /// mark the item stale.
+        invalidate: bool,
+        /// With append and prepend, when absent: create it with this end.
+        vivify: Option<Ttl>,
+    },
+    /// Keep the item, marked stale or without its value, under a new version.
+    Mark {
+        /// Only if the item's version is this one.
+        compare: Option<Version>,
+        /// Mark it stale: the next reader who can gets the right to refill.
+        invalidate: bool,
+        /// With `invalidate`: its new end.
+        ttl: Option<Ttl>,
+        /// Drop its value and flags.
+        keep_empty: bool,
+    },
+    /// Remove all items of the cache in the partition that the key is in; see
+    /// [`key_in`](crate::placement::key_in).
+    Clear,
+}
+
+impl Operation {
+    /// Whether it reads and can change nothing, whatever the item is like.
+    #[must_use]
+    pub fn is_plain_read(&self) -> bool {
+        matches!(
+            self,
+            Self::Get { touch: None }
+                | Self::Look {
+                    touch: None,
+                    vivify: None,
+                    recache_below_ms: None,
+                    may_refill: false,
+                    ..
+                }
+        )
+    }
+
+    /// Whether reading counts as a use of the item.
+    #[must_use]
+    pub fn counts_as_use(&self) -> bool {
+        !matches!(self, Self::Look { no_bump: true, .. })
+    }
 }
 
 /// What became of an operation.
@@ -164,6 +243,8 @@ pub enum Operation {
 pub enum Outcome {
     /// A read found this.
     Hit(Item),
+    /// A read found this, and its reader got the right to refill it.
+    Won(Item),
     /// There is no item.
     NotFound,
     /// Whatever was asked, it met no item; and the partition lost its data since the asker last
@@ -176,7 +257,7 @@ pub enum Outcome {
     NotStored,
     /// The version compared is not the item's.
     Exists,
-    /// The item is gone.
+    /// The item is gone, or marked as asked.
     Deleted,
     /// The item of this version has its new end.
     Touched(Version),

@@ -10,8 +10,9 @@
 
 use bytes::{Bytes, BytesMut};
 
-use crate::effect::{Change, Direction, Item, Operation, Outcome, StoreMode, Ttl};
+use crate::effect::{Change, Direction, Item, Marks, Operation, Outcome, StoreMode, Ttl};
 use crate::ids::Version;
+use crate::topology::{CacheSpec, Eviction};
 
 /// The settings of a cache that bear on the meaning of operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +23,18 @@ pub struct Rules {
     pub default_ttl_ms: Option<u64>,
     /// Copies may drop items by themselves.
     pub evicts: bool,
+}
+
+impl Rules {
+    /// Those of a cache.
+    #[must_use]
+    pub fn of(spec: &CacheSpec) -> Self {
+        Self {
+            value_len_max: spec.value_len_max as usize,
+            default_ttl_ms: spec.default_ttl_ms,
+            evicts: spec.eviction == Eviction::Evict,
+        }
+    }
 }
 
 /// What an operation comes to.
@@ -53,8 +66,20 @@ pub fn evaluate(
     let scene = Scene { current, next, clock_ms, rules };
     match operation {
         Operation::Get { touch } => scene.get(*touch),
+        Operation::Look { touch, vivify, recache_below_ms, may_refill, .. } => {
+            scene.look(*touch, *vivify, *recache_below_ms, *may_refill)
+        }
         Operation::Store { mode, value, flags, ttl, compare } => {
-            scene.store(*mode, value, *flags, *ttl, *compare)
+            scene.store(*mode, value, *flags, *ttl, *compare, false)
+        }
+        Operation::Amend { mode, value, flags, ttl, compare, invalidate, vivify } => {
+            scene.amend(*mode, value, *flags, *ttl, *compare, *invalidate, *vivify)
+        }
+        Operation::Mark { compare, invalidate, ttl, keep_empty } => {
+            scene.mark(*compare, *invalidate, *ttl, *keep_empty)
+        }
+        Operation::Clear => {
+            Evaluated { change: Some(Change::Clear(next)), outcome: Outcome::Deleted }
         }
         Operation::Delete { compare } => scene.delete(*compare),
         Operation::Touch { ttl } => scene.touch(*ttl),
@@ -112,18 +137,57 @@ impl Scene<'_> {
         let Some(item) = self.current else { return Evaluated::nothing(Outcome::NotFound) };
         let Some(ttl) = touch else { return Evaluated::nothing(Outcome::Hit(item.clone())) };
         let deadline_ms = self.end(ttl).deadline(self.clock_ms);
+        let (version, marks) = (item.version, item.marks);
         Evaluated {
-            change: Some(Change::Touch { version: item.version, deadline_ms }),
+            change: Some(Change::Touch { version, deadline_ms, marks }),
             outcome: Outcome::Hit(Item { deadline_ms, ..item.clone() }),
         }
+    }
+
+    fn look(
+        &self,
+        touch: Option<Ttl>,
+        vivify: Option<Ttl>,
+        recache_below_ms: Option<u64>,
+        may_refill: bool,
+    ) -> Evaluated {
+        let Some(item) = self.current else {
+            let Some(ttl) = vivify else { return Evaluated::nothing(Outcome::NotFound) };
+            let item = Item {
+                version: self.next,
+                deadline_ms: self.end(ttl).deadline(self.clock_ms),
+                marks: Marks::TAKEN,
+                ..Item::default()
+            };
+            return Evaluated {
+                change: Some(Change::Put(item.clone())),
+                outcome: Outcome::Won(item),
+            };
+        };
+        let left_ms = item.deadline_ms.unwrap_or(u64::MAX) - self.clock_ms;
+        let ends_soon = recache_below_ms.is_some_and(|below| left_ms < below);
+        let wants = may_refill && (item.marks.has(Marks::STALE) || ends_soon);
+        let wins = wants && !item.marks.has(Marks::TAKEN);
+        let marks = item.marks.with(Marks::TAKEN.when(wins));
+        let deadline_ms = match touch {
+            Some(ttl) => self.end(ttl).deadline(self.clock_ms),
+            None => item.deadline_ms,
+        };
+        let version = item.version;
+        let changes = touch.is_some() || wins;
+        let change = changes.then_some(Change::Touch { version, deadline_ms, marks });
+        let seen = Item { deadline_ms, marks, ..item.clone() };
+        let outcome = if wins { Outcome::Won(seen) } else { Outcome::Hit(seen) };
+        Evaluated { change, outcome }
     }
 
     fn touch(&self, ttl: Ttl) -> Evaluated {
         let Some(item) = self.current else { return Evaluated::nothing(Outcome::NotFound) };
         let deadline_ms = self.end(ttl).deadline(self.clock_ms);
+        let (version, marks) = (item.version, item.marks);
         Evaluated {
-            change: Some(Change::Touch { version: item.version, deadline_ms }),
-            outcome: Outcome::Touched(item.version),
+            change: Some(Change::Touch { version, deadline_ms, marks }),
+            outcome: Outcome::Touched(version),
         }
     }
 
@@ -144,12 +208,17 @@ impl Scene<'_> {
         flags: u32,
         ttl: Ttl,
         compare: Option<Version>,
+        invalidate: bool,
     ) -> Evaluated {
         if value.len() > self.rules.value_len_max {
             let change = if mode == StoreMode::Set { self.removal() } else { None };
             return Evaluated { change, outcome: Outcome::TooLarge };
         }
-        if let Some(outcome) = self.mismatch(compare) {
+        let older = |compare| self.current.is_some_and(|item| compare < item.version);
+        let stale = invalidate && compare.is_some_and(older);
+        if let Some(outcome) = self.mismatch(compare)
+            && !stale
+        {
             return Evaluated::nothing(outcome);
         }
         let item = match (mode, self.current) {
@@ -169,8 +238,17 @@ impl Scene<'_> {
                 let mut joined = BytesMut::with_capacity(first.len() + second.len());
                 joined.extend_from_slice(first);
                 joined.extend_from_slice(second);
-                Item { value: joined.freeze(), version: self.next, ..item.clone() }
+                // Someone wrote: it is no longer stale.
+                let marks = Marks::NONE;
+                Item { value: joined.freeze(), version: self.next, marks, ..item.clone() }
             }
+            (StoreMode::Set | StoreMode::Replace, Some(item)) if stale => Item {
+                value: value.clone(),
+                flags,
+                version: self.next,
+                deadline_ms: item.deadline_ms,
+                marks: item.marks.with(Marks::STALE),
+            },
             (StoreMode::Set | StoreMode::Add | StoreMode::Replace, _) => {
                 let end = self.end(ttl);
                 if let End::Over = end {
@@ -184,10 +262,61 @@ impl Scene<'_> {
                     flags,
                     version: self.next,
                     deadline_ms: end.deadline(self.clock_ms),
+                    marks: Marks::NONE,
                 }
             }
         };
         Evaluated { change: Some(Change::Put(item)), outcome: Outcome::Stored(self.next) }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the fields of one operation")]
+    fn amend(
+        &self,
+        mode: StoreMode,
+        value: &Bytes,
+        flags: u32,
+        ttl: Ttl,
+        compare: Option<Version>,
+        invalidate: bool,
+        vivify: Option<Ttl>,
+    ) -> Evaluated {
+        let extends = matches!(mode, StoreMode::Append | StoreMode::Prepend);
+        match vivify {
+            Some(end) if extends && self.current.is_none() && compare.is_none() => {
+                self.store(StoreMode::Add, value, flags, end, None, false)
+            }
+            _ => self.store(mode, value, flags, ttl, compare, invalidate),
+        }
+    }
+
+    fn mark(
+        &self,
+        compare: Option<Version>,
+        invalidate: bool,
+        ttl: Option<Ttl>,
+        keep_empty: bool,
+    ) -> Evaluated {
+        if !invalidate && !keep_empty {
+            return self.delete(compare);
+        }
+        let Some(item) = self.current else { return Evaluated::nothing(Outcome::NotFound) };
+        if let Some(outcome) = self.mismatch(compare) {
+            return Evaluated::nothing(outcome);
+        }
+        let mut marked = Item { version: self.next, ..item.clone() };
+        if invalidate {
+            // The next reader is to win.
+            marked.marks = Marks::STALE;
+            if let Some(ttl) = ttl {
+                marked.deadline_ms = self.end(ttl).deadline(self.clock_ms);
+            }
+        }
+        if keep_empty {
+            marked.value = Bytes::new();
+            marked.flags = 0;
+            marked.marks = Marks::STALE.when(invalidate);
+        }
+        Evaluated { change: Some(Change::Put(marked)), outcome: Outcome::Deleted }
     }
 
     fn delete(&self, compare: Option<Version>) -> Evaluated {
@@ -223,6 +352,7 @@ impl Scene<'_> {
                     flags: 0,
                     version: self.next,
                     deadline_ms: end.deadline(self.clock_ms),
+                    marks: Marks::NONE,
                 })),
             };
             return Evaluated { change, outcome: Outcome::Number(initial, self.next) };
@@ -247,6 +377,7 @@ impl Scene<'_> {
                 flags: item.flags,
                 version: self.next,
                 deadline_ms,
+                marks: item.marks,
             })),
             outcome: Outcome::Number(number, self.next),
         }
@@ -277,7 +408,7 @@ mod tests {
             value: Bytes::from_static(value.as_bytes()),
             flags: 7,
             version: Version(version),
-            deadline_ms: None,
+            ..Item::default()
         }
     }
 
@@ -417,7 +548,8 @@ mod tests {
         let old = item("old", 3);
         let done = run(Some(&old), &Operation::Touch { ttl: Ttl::After(5) }, &KEEPS);
         assert_eq!(done.outcome, Outcome::Touched(Version(3)));
-        let change = Change::Touch { version: Version(3), deadline_ms: Some(NOW_MS + 5) };
+        let (version, deadline_ms, marks) = (Version(3), Some(NOW_MS + 5), Marks::NONE);
+        let change = Change::Touch { version, deadline_ms, marks };
         assert_eq!(done.change, Some(change));
     }
 

@@ -419,7 +419,7 @@ impl Eventual {
         let Some(replica) = self.replicas.get_mut(&place) else { return };
         cx.generation = replica.generation();
         act(replica, &mut cx);
-        let is_gone = replica.is_gone();
+        let is_gone = replica.is_gone(turn.me);
         let mut next = None;
         if is_gone {
             replica.release(&mut cx);

@@ -207,8 +207,7 @@ mod tests {
 
     fn put(key: &'static [u8], version: u64, value: &'static [u8]) -> Record {
         let key = ItemKey { cache: CacheId(0), key: key.into() };
-        let item =
-            Item { value: value.into(), flags: 0, version: Version(version), deadline_ms: None };
+        let item = Item { value: value.into(), version: Version(version), ..Item::default() };
         Record { key, content: Content::Item(item) }
     }
 

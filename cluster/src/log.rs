@@ -35,7 +35,7 @@ impl Entry {
             effect.key.key.len()
                 + match &effect.change {
                     Change::Put(item) => item.value.len(),
-                    Change::Remove(_) | Change::Touch { .. } => 0,
+                    Change::Remove(_) | Change::Touch { .. } | Change::Clear(_) => 0,
                 }
         });
         HEAD + effect

@@ -161,6 +161,14 @@ impl Membership {
             })
     }
 
+    /// Whether this life of a node was heard at all, and had reason to go on beating to this one,
+    /// whoever leads.
+    #[must_use]
+    pub fn was_heard_beating(&self, member: Member) -> bool {
+        self.neighbours.contains(&member.node)
+            && self.peers.get(&member.node).is_some_and(|peer| peer.member == member)
+    }
+
     /// What is known of a node.
     #[must_use]
     pub fn peer(&self, node: NodeId) -> Option<&Peer> {

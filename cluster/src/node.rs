@@ -1,15 +1,19 @@
 //! One node: takes events, routes them to the parts, gathers their actions.
 
+mod direct;
 mod forward;
 mod looks;
+mod places;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::direct::DirectRight;
 use self::forward::Forwarded;
 pub use self::looks::Held;
+use self::places::{Known, Places};
 use crate::config::{NodeConfig, mutant};
 use crate::context::{Asker, Bandwidth, Context, Outbox, Slots};
 use crate::controller::Controller;
@@ -45,7 +49,7 @@ impl Request {
     /// Whether it only looks.
     #[must_use]
     pub fn is_plain_read(&self) -> bool {
-        matches!(self.operation, Operation::Get { touch: None })
+        self.operation.is_plain_read()
     }
 }
 
@@ -85,6 +89,8 @@ pub enum Refusal {
     NoSuchCache,
     /// It waited for other nodes until the time was over. Nothing was changed.
     TimedOut,
+    /// Caches of this kind cannot do this.
+    Unsupported,
 }
 
 /// What happens to a node.
@@ -189,6 +195,10 @@ pub type Actions = Vec<Action>;
 
 /// How often the store is asked to drop what has ended.
 const UPKEEP_MS: u64 = 1_000;
+/// Items looked at in one step of freeing what was cleared, and the time between steps: a million are
+/// gone within a second or two, and no turn gets longer by more than a fraction of a millisecond.
+const SWEEP_ITEMS: usize = 1_024;
+const SWEEP_GAP_US: u64 = 1_000;
 /// Evictions taken from the store in one turn.
 const EVICTIONS_PER_TURN: usize = 1_024;
 /// A partition that wants to be woken at once again waits this long: others have their turn.
@@ -197,16 +207,21 @@ const WAKEUP_GAP_US: u64 = 10;
 /// One node.
 pub struct Node<S> {
     base: Base<S>,
-    replicas: BTreeMap<Place, Replica>,
-    /// When which partition wants to be woken.
+    replicas: Places,
+    /// When which partition is to be woken: never later than it wants, perhaps earlier.
     wakeups: BTreeSet<(Mono, Place)>,
-    wakeup_of: BTreeMap<Place, Mono>,
     eventual: Eventual,
     membership: Membership,
     controller: Controller,
     facts: LocalFacts,
     forwarded: Forwarded,
     upkeep_at: Mono,
+    /// The latest clock heard from each member of the table: what it has reached.
+    heard_ms: BTreeMap<Member, u64>,
+    /// When the store goes on freeing what was removed with a whole partition.
+    sweep_at: Option<Mono>,
+    /// Where what may be read directly changed since it was last asked for.
+    direct_changed: BTreeSet<Place>,
 }
 
 /// What partitions share during a turn.
@@ -256,15 +271,17 @@ impl<S: Store> Node<S> {
         now: Now,
     ) -> Self {
         Self {
-            replicas: BTreeMap::new(),
+            replicas: Places::default(),
             wakeups: BTreeSet::new(),
-            wakeup_of: BTreeMap::new(),
             eventual: Eventual::new(config.eventual.clone()),
             membership: Membership::new(config.heartbeat.clone(), me),
             controller: Controller::new(config.controller.clone(), me),
             facts: LocalFacts::default(),
             forwarded: Forwarded::new(seed),
             upkeep_at: now.mono.after_ms(UPKEEP_MS),
+            heard_ms: BTreeMap::new(),
+            sweep_at: None,
+            direct_changed: BTreeSet::new(),
             base: Base {
                 cluster,
                 me,
@@ -328,6 +345,7 @@ impl<S: Store> Node<S> {
             self.membership.next_wakeup().filter(|_| known),
             self.controller.next_wakeup().filter(|_| known),
             Some(self.upkeep_at),
+            self.sweep_at,
         ]
         .into_iter()
         .flatten()
@@ -350,6 +368,8 @@ impl<S: Store> Node<S> {
         if !mutant!(self.base.config, ClockNotMerged) {
             self.base.clock.merge(now, clock_ms);
         }
+        let heard_ms = self.heard_ms.entry(from).or_default();
+        *heard_ms = clock_ms.max(*heard_ms);
         for body in bodies {
             match body {
                 Body::Heartbeat(beat) => {
@@ -408,8 +428,8 @@ impl<S: Store> Node<S> {
             if followed > term {
                 refused.push((place, followed));
             } else if lease && place.group.mode == Mode::Strong {
-                let replica = self.replicas.entry(place).or_insert_with(|| Replica::new(place));
-                replica.grant(now, round.lease_ms, clock_ms, drift_ppm);
+                let Some(known) = self.replicas.meet(place) else { continue };
+                known.replica.grant(now, round.lease_ms, clock_ms, drift_ppm);
             }
         }
         let reply = ConfirmReply { round: round.round, refused };
@@ -426,9 +446,10 @@ impl<S: Store> Node<S> {
             self.base.store.drop_cache(spec.id);
         }
         self.membership.on_topology(&topology);
+        self.heard_ms.retain(|member, _| topology.is_present(*member));
         self.controller.on_topology();
         let me = self.base.me;
-        let mut places: BTreeSet<Place> = self.replicas.keys().copied().collect();
+        let mut places: BTreeSet<Place> = self.replicas.keys().collect();
         for (&group, partitions) in &topology.groups {
             if group.mode == Mode::Strong {
                 let mine = partitions.iter().enumerate().filter(|(_, state)| {
@@ -450,12 +471,14 @@ impl<S: Store> Node<S> {
     }
 
     fn on_wakeup(&mut self, now: Now, actions: &mut Actions) {
-        let due: Vec<Place> = self
-            .wakeups
-            .iter()
-            .take_while(|(at, _)| *at <= now.mono)
-            .map(|(_, place)| *place)
-            .collect();
+        let mut due = Vec::new();
+        while self.wakeups.first().is_some_and(|(at, _)| *at <= now.mono) {
+            let Some((_, place)) = self.wakeups.pop_first() else { break };
+            if let Some(known) = self.replicas.known_mut(place) {
+                known.wake_at = None;
+            }
+            due.push(place);
+        }
         for place in due {
             self.run(now, place, actions, |replica, cx| replica.on_wakeup(cx));
         }
@@ -468,6 +491,22 @@ impl<S: Store> Node<S> {
         if self.upkeep_at <= now.mono {
             self.keep_up(now);
         }
+        if self.sweep_at.is_some_and(|at| at <= now.mono) {
+            self.sweep(now);
+        }
+    }
+
+    /// Frees items of partitions that were cleared; when all are gone, memory may be read directly.
+    fn sweep(&mut self, now: Now) {
+        let mut done = Vec::new();
+        let more = self.base.store.sweep(SWEEP_ITEMS, &mut done);
+        self.sweep_at = more.then(|| now.mono.after_us(SWEEP_GAP_US));
+        let Self { base, replicas, direct_changed, .. } = self;
+        for place in done {
+            if let Some(known) = replicas.known_mut(place) {
+                base.note_right(known, direct_changed);
+            }
+        }
     }
 
     /// Has the store drop what has ended, and the copies that this node leads do the same.
@@ -475,8 +514,10 @@ impl<S: Store> Node<S> {
         self.upkeep_at = now.mono.after_ms(UPKEEP_MS);
         let clock_ms = self.base.clock.advance(now);
         let mut settled: BTreeMap<Member, Vec<(Place, Term, Seq)>> = BTreeMap::new();
-        for (&place, replica) in &mut self.replicas {
-            if let Some((peers, term, applied)) = replica.settled(clock_ms) {
+        for (place, replica) in self.replicas.iter_mut() {
+            let heard_ms = |member| self.heard_ms.get(&member).copied().unwrap_or(0);
+            let settled_here = replica.settled(self.base.me, clock_ms, heard_ms);
+            if let Some((peers, term, applied)) = settled_here {
                 for peer in peers {
                     settled.entry(peer).or_default().push((place, term, applied));
                 }
@@ -515,18 +556,25 @@ impl<S: Store> Node<S> {
         actions: &mut Actions,
         act: impl FnOnce(&mut Replica, &mut Context<'_, S>),
     ) {
-        let replica = self.replicas.entry(place).or_insert_with(|| Replica::new(place));
-        self.base.staged -= replica.staged_bytes();
-        act(replica, &mut self.base.context(now, actions));
-        self.base.staged += replica.staged_bytes();
+        let Self { base, replicas, wakeups, direct_changed, sweep_at, .. } = self;
+        let Some(known) = replicas.meet(place) else { return };
+        base.staged -= known.replica.staged_bytes();
+        act(&mut known.replica, &mut base.context(now, actions));
+        base.staged += known.replica.staged_bytes();
         let soonest = now.mono.after_us(WAKEUP_GAP_US);
-        let next = replica.next_wakeup().map(|at| at.max(soonest));
-        if let Some(old) = self.wakeup_of.remove(&place) {
-            self.wakeups.remove(&(old, place));
+        let next = known.replica.next_wakeup().map(|at| at.max(soonest));
+        // Most events put off what is due. Noted anew only when it comes earlier, so that few do.
+        if let Some(next) = next
+            && known.wake_at.is_none_or(|at| next < at)
+        {
+            if let Some(old) = known.wake_at.replace(next) {
+                wakeups.remove(&(old, place));
+            }
+            wakeups.insert((next, place));
         }
-        if let Some(next) = next {
-            self.wakeup_of.insert(place, next);
-            self.wakeups.insert((next, place));
+        base.note_right(known, direct_changed);
+        if sweep_at.is_none() && base.store.is_sweeping(place) {
+            *sweep_at = Some(now.mono.after_us(SWEEP_GAP_US));
         }
     }
 

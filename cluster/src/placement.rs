@@ -58,6 +58,17 @@ pub fn partition_of(key: &[u8], partitions: u32) -> PartitionId {
     PartitionId((xxh3_64(key) % u64::from(partitions.max(1))) as u32)
 }
 
+/// Some key of a partition: for requests that concern a whole one. `None` if there is no such
+/// partition.
+///
+/// Cost: as many hashes as there are partitions, on average.
+pub fn key_in(partition: PartitionId, partitions: u32) -> Option<[u8; 4]> {
+    (0..u32::MAX)
+        .take_while(|_| partition.0 < partitions)
+        .map(u32::to_le_bytes)
+        .find(|key| partition_of(key, partitions) == partition)
+}
+
 /// A node that may hold items.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Candidate<'a> {

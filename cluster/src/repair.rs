@@ -333,7 +333,7 @@ mod tests {
     impl Copy {
         fn put(&mut self, number: u32, version: u64, len: usize) {
             let value = Bytes::from(vec![number as u8; len]);
-            let item = Item { value, flags: 0, version: Version(version), deadline_ms: None };
+            let item = Item { value, version: Version(version), ..Item::default() };
             self.catalog.put_live(&key(number), Write::of(&item), None);
             self.items.insert(key(number), item);
         }

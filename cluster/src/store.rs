@@ -71,6 +71,14 @@ pub trait Store {
     /// Bytes that a cache that refuses when full will still take.
     fn room(&self, cache: CacheId) -> usize;
 
+    /// Whether items that [`Change::Clear`] removed from a partition still take memory. They count as
+    /// absent for every call of this trait, but not for whoever reads the memory beside it.
+    fn is_sweeping(&self, place: Place) -> bool;
+
+    /// Frees such items in a bounded step over about `items_max` items, and names the partitions that
+    /// are done. `true` while there is more to do.
+    fn sweep(&mut self, items_max: usize, done: &mut Vec<Place>) -> bool;
+
     /// Hands over what the store evicted by itself since the last call, at most `max`.
     fn evicted(&mut self, max: usize, out: &mut Vec<(Place, ItemKey, Version)>);
 }
@@ -165,14 +173,18 @@ impl Store for MapStore {
             Change::Remove(_) => {
                 self.remove(place, key);
             }
-            Change::Touch { version, deadline_ms } => {
+            Change::Touch { version, deadline_ms, marks } => {
                 let item = self.partitions.get_mut(&place).and_then(|items| items.get_mut(key));
                 if let Some(item) = item
                     && item.version == *version
                 {
                     item.deadline_ms = *deadline_ms;
+                    item.marks = *marks;
                 }
             }
+            Change::Clear(version) => self.retain(|at, other, item| {
+                at != place || other.cache != key.cache || item.version > *version
+            }),
         }
         Stored::Done
     }
@@ -227,6 +239,14 @@ impl Store for MapStore {
 
     fn room(&self, _cache: CacheId) -> usize {
         self.bytes_max.saturating_sub(self.bytes)
+    }
+
+    fn is_sweeping(&self, _place: Place) -> bool {
+        false
+    }
+
+    fn sweep(&mut self, _items_max: usize, _done: &mut Vec<Place>) -> bool {
+        false
     }
 
     fn evicted(&mut self, max: usize, out: &mut Vec<(Place, ItemKey, Version)>) {

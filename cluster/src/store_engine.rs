@@ -1,12 +1,19 @@
 //! The store of `kiln-engine` behind the [`Store`] trait: what serves.
 //!
-//! Each cache is an engine store of its own, with its own memory and policy. A partition is not a
-//! thing of the engine's: its items are found by the hash of their keys, so walking one partition
-//! passes over all items of its caches.
+//! Each cache is an engine store of its own, with its own memory and policy, shared with the threads
+//! that read it directly ([`EngineCache`]). A partition is not a thing of the engine's: its items are
+//! found by the hash of their keys; the engine's index passes by nearly all that are not of the
+//! partition walked over.
 //!
 //! Ends of items are judged by whoever asks, with the clock of the partition. The engine is therefore
 //! run on a clock of its own that never passes what all partitions agree has ended
 //! ([`Store::maintain`]); for eventual caches it stands still, because there every end is an effect.
+//! Whoever shares a store must not bring it a later clock than [`EngineStore::clock_ms`]: an item
+//! that is about to live longer would be gone on this copy alone.
+//!
+//! Items that are there when a cache is added, written while the node was alone, count as they are.
+//! Their versions were given by the engine, which counts them from one, and so lie below those of
+//! the first term.
 //!
 //! What the engine evicts by itself is not named to the core: copies of an evicting cache then keep
 //! within their budgets each by itself, under the same policy.
@@ -16,38 +23,85 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use kiln_engine::{
-    DeleteOptions, Expiry, GetOptions, ItemInfo, TouchOutcome, Value, WriteMode, WriteOptions,
-    WriteOutcome,
+    DeleteOptions, Expiry, GetOptions, ItemInfo, Refill, TouchOutcome, Value, WriteMode,
+    WriteOptions, WriteOutcome,
 };
 
-use crate::effect::{Change, Effect, Item, ItemKey};
+use crate::effect::{Change, Effect, Item, ItemKey, Marks};
 use crate::ids::{CacheId, GroupKey, Mode, PartitionId, Place, Version};
 use crate::store::{Cursor, ITEM_OVERHEAD_BYTES, Store, Stored};
 
 /// Items that the engine looks at in one step of upkeep, for each cache.
 const UPKEEP_STEPS: usize = 1_024;
+/// Pages of a walk over a partition after which one step has seen enough, if it found anything: about
+/// a millisecond in a store of a million items.
+const PAGES_PER_STEP: usize = 64;
 /// Bytes written after which the room left is worked out again.
 const ROOM_AGAIN_BYTES: usize = 16 << 10;
 /// The part of the memory that pages half filled may cost, as a divisor.
 const SLACK_DIVISOR: usize = 8;
 
-struct Cache {
-    store: kiln_engine::Store,
+/// A cache of the engine that others use as well.
+pub trait EngineCache {
+    /// Its memory.
+    fn store(&self) -> &kiln_engine::Store;
+
+    /// An item of this hash changed in this memory. Called after the change, for each effect that
+    /// may have changed something and for each item dropped; not for what the engine evicts.
+    fn changed(&self, hash: u64);
+
+    /// All items of a partition were removed at once. Those are not named one by one now, only when
+    /// their memory is freed.
+    fn cleared(&self) {}
+}
+
+/// A store that nobody else watches.
+impl EngineCache for kiln_engine::Store {
+    fn store(&self) -> &kiln_engine::Store {
+        self
+    }
+
+    fn changed(&self, _hash: u64) {}
+}
+
+struct Cache<C> {
+    handle: C,
     group: GroupKey,
     /// The room at the last look, and bytes written since.
     room: Cell<(usize, usize)>,
+    /// Items of these partitions, of this version and older, count as absent until they are dropped.
+    floors: BTreeMap<PartitionId, Floor>,
+    sweep: Sweep,
+}
+
+/// What a removal of all items leaves behind until they are dropped.
+#[derive(Clone, Copy)]
+struct Floor {
+    version: Version,
+    /// The first pass that begins after it.
+    pass: u64,
+}
+
+/// A walk over the items of a cache that drops what lies below the floors.
+#[derive(Default)]
+struct Sweep {
+    pass: u64,
+    /// Where it goes on; at the beginning, the pass has not begun.
+    position: u64,
+    found: bool,
 }
 
 /// The caches of one node.
-pub struct EngineStore {
-    caches: BTreeMap<CacheId, Cache>,
+pub struct EngineStore<C = kiln_engine::Store> {
+    caches: BTreeMap<CacheId, Cache<C>>,
     partitions: u32,
     clock_ms: u64,
-    /// Where dropping a partition goes on, and whether this pass has found anything.
-    dropping: BTreeMap<Place, (Cursor, bool)>,
+    /// Where dropping a partition goes on, cache and place in it, and whether this pass has found
+    /// anything.
+    dropping: BTreeMap<Place, (CacheId, u64, bool)>,
 }
 
-impl EngineStore {
+impl<C: EngineCache> EngineStore<C> {
     /// A node without caches, in a cluster of so many partitions.
     #[must_use]
     pub fn new(partitions: u32) -> Self {
@@ -59,24 +113,38 @@ impl EngineStore {
         }
     }
 
-    /// Adds a cache. Its store must refuse where the cache is to keep what it holds.
-    pub fn add_cache(&mut self, id: CacheId, group: GroupKey, store: kiln_engine::Store) {
+    /// Says how many partitions the cluster has: before anything is stored.
+    pub fn set_partitions(&mut self, partitions: u32) {
+        self.partitions = partitions.max(1);
+    }
+
+    /// Adds a cache, with what it holds. Its store must refuse where the cache is to keep that.
+    pub fn add_cache(&mut self, id: CacheId, group: GroupKey, handle: C) {
         let room = Cell::new((0, ROOM_AGAIN_BYTES));
-        self.caches.insert(id, Cache { store, group, room });
+        let (floors, sweep) = (BTreeMap::new(), Sweep::default());
+        self.caches.insert(id, Cache { handle, group, room, floors, sweep });
     }
 
-    /// The store of a cache.
+    /// A cache.
     #[must_use]
-    pub fn cache(&self, id: CacheId) -> Option<&kiln_engine::Store> {
-        self.caches.get(&id).map(|cache| &cache.store)
+    pub fn cache(&self, id: CacheId) -> Option<&C> {
+        self.caches.get(&id).map(|cache| &cache.handle)
     }
 
-    fn partition_of(&self, hash: u64) -> PartitionId {
-        PartitionId((hash % u64::from(self.partitions)) as u32)
+    /// The clock that the stores of strong caches are run on: what all partitions agree has ended.
+    /// Those of eventual caches are run on 0.
+    #[must_use]
+    pub fn clock_ms(&self) -> u64 {
+        self.clock_ms
+    }
+
+    /// Which hashes are those of a partition.
+    fn residue(&self, place: Place) -> (u64, u64) {
+        (u64::from(self.partitions), u64::from(place.partition.0))
     }
 }
 
-impl Cache {
+impl<C: EngineCache> Cache<C> {
     fn clock_ms(&self, clock_ms: u64) -> u64 {
         match self.group.mode {
             Mode::Strong => clock_ms,
@@ -86,26 +154,31 @@ impl Cache {
 
     fn read(&self, key: &[u8], hash: u64, used: bool, clock_ms: u64) -> Option<Item> {
         let options = GetOptions { no_bump: !used, ..GetOptions::default() };
-        self.store.get(key, hash, &options, clock_ms, |info, value| item(info, &value))
+        self.handle.store().get(key, hash, &options, clock_ms, |info, value| item(info, &value))
     }
 
     fn put(&self, key: &[u8], hash: u64, item: &Item, may_evict: bool, clock_ms: u64) -> Stored {
+        let store = self.handle.store();
         // A set that finds no room takes the older value with it; these do not.
-        let mode = match self.store.peek(key, hash, clock_ms) {
-            _ if may_evict => WriteMode::Set,
-            Some(_) => WriteMode::Replace,
-            None => WriteMode::Add,
+        let mode = if may_evict {
+            WriteMode::Set
+        } else if store.peek(key, hash, clock_ms).is_some() {
+            WriteMode::Replace
+        } else {
+            WriteMode::Add
         };
         let options = WriteOptions {
             mode,
             flags: item.flags,
             expiry: item.deadline_ms.map_or(Expiry::Never, Expiry::At),
             version: Some(item.version.0),
+            stale: item.marks.has(Marks::STALE),
+            granted: item.marks.has(Marks::TAKEN),
             ..WriteOptions::default()
         };
         let (room, written) = self.room.get();
         self.room.set((room, written + key.len() + item.value.len() + ITEM_OVERHEAD_BYTES));
-        match self.store.write(key, hash, &item.value, &options, clock_ms) {
+        match store.write(key, hash, &item.value, &options, clock_ms) {
             WriteOutcome::Stored(_) => Stored::Done,
             _ => Stored::Full,
         }
@@ -116,20 +189,29 @@ impl Cache {
         key: &[u8],
         hash: u64,
         version: Version,
-        deadline_ms: Option<u64>,
+        (deadline_ms, marks): (Option<u64>, Marks),
         may_evict: bool,
         clock_ms: u64,
     ) -> Stored {
-        if self.store.peek(key, hash, clock_ms).is_none_or(|info| info.version != version.0) {
+        let store = self.handle.store();
+        let Some(info) = store.peek(key, hash, clock_ms) else { return Stored::Done };
+        if info.version != version.0 {
+            return Stored::Done;
+        }
+        let (stale, granted) = (marks.has(Marks::STALE), marks.has(Marks::TAKEN));
+        if marks != marks_of(&info) {
+            store.mark(key, hash, stale, granted, clock_ms);
+        }
+        if info.deadline_ms == deadline_ms {
             return Stored::Done;
         }
         let expiry = deadline_ms.map_or(Expiry::Never, Expiry::At);
-        if self.store.touch(key, hash, expiry, clock_ms) != TouchOutcome::OutOfMemory {
+        if store.touch(key, hash, expiry, clock_ms) != TouchOutcome::OutOfMemory {
             return Stored::Done;
         }
         if may_evict {
             // Kept with its old end it could be seen after its new one.
-            self.store.delete(key, hash, &DeleteOptions::default(), clock_ms);
+            store.delete(key, hash, &DeleteOptions::default(), clock_ms);
         }
         Stored::Full
     }
@@ -139,8 +221,8 @@ impl Cache {
         if written < ROOM_AGAIN_BYTES {
             return room.saturating_sub(written);
         }
-        let memory = self.store.memory();
-        let stats = self.store.stats();
+        let store = self.handle.store();
+        let (memory, stats) = (store.memory(), store.stats());
         let used = stats.item_bytes + stats.index_bytes + stats.heap_bytes;
         let used = usize::try_from(used).unwrap_or(usize::MAX);
         let room = (memory - memory / SLACK_DIVISOR).saturating_sub(used);
@@ -149,36 +231,117 @@ impl Cache {
     }
 }
 
+impl<C: EngineCache> Cache<C> {
+    /// Whether an item of this version is above the floor of its partition.
+    fn keeps(&self, partition: PartitionId, version: Version) -> bool {
+        self.floors.is_empty()
+            || self.floors.get(&partition).is_none_or(|floor| version > floor.version)
+    }
+
+    /// Has all items of a partition, up to this version, count as absent.
+    fn clear(&mut self, partition: PartitionId, version: Version) {
+        let under_way = self.sweep.position > 0;
+        let pass = self.sweep.pass + u64::from(under_way);
+        let floor = self.floors.entry(partition).or_insert(Floor { version, pass });
+        *floor = Floor { version: floor.version.max(version), pass };
+        self.handle.cleared();
+    }
+
+    /// Goes on with the present pass, and names the partitions without items below their floors.
+    fn sweep(
+        &mut self,
+        items_max: usize,
+        partitions: u32,
+        clock_ms: u64,
+        done: &mut Vec<PartitionId>,
+    ) {
+        let mut doomed: Vec<(Bytes, u64)> = Vec::new();
+        let store = self.handle.store();
+        let floors = &self.floors;
+        let page = store.scan(self.sweep.position, items_max, clock_ms, |entry| {
+            let hash = kiln_engine::Store::hash(entry.key);
+            let partition = partition_of(hash, partitions);
+            let version = Version(entry.info.version);
+            if floors.get(&partition).is_some_and(|floor| version <= floor.version) {
+                doomed.push((Bytes::copy_from_slice(entry.key), hash));
+            }
+        });
+        for (key, hash) in &doomed {
+            store.delete(key, *hash, &DeleteOptions::default(), clock_ms);
+            self.handle.changed(*hash);
+        }
+        self.sweep.found |= !doomed.is_empty();
+        self.sweep.position = page.next.unwrap_or(0);
+        if page.next.is_some() {
+            return;
+        }
+        // Removing items may move others behind the walk: a pass that finds none is the last.
+        if !std::mem::take(&mut self.sweep.found) {
+            let pass = self.sweep.pass;
+            self.floors.retain(|&partition, floor| {
+                let swept = floor.pass <= pass;
+                if swept {
+                    done.push(partition);
+                }
+                !swept
+            });
+        }
+        self.sweep.pass += 1;
+    }
+}
+
+fn partition_of(hash: u64, partitions: u32) -> PartitionId {
+    PartitionId((hash % u64::from(partitions)) as u32)
+}
+
 fn item(info: &ItemInfo, value: &Value<'_>) -> Item {
     let value = match value {
         Value::Inline(bytes) => Bytes::copy_from_slice(bytes),
         Value::Large(pinned) => Bytes::from(pinned.slices().concat()),
     };
-    Item { value, flags: info.flags, version: Version(info.version), deadline_ms: info.deadline_ms }
+    Item {
+        value,
+        flags: info.flags,
+        version: Version(info.version),
+        deadline_ms: info.deadline_ms,
+        marks: marks_of(info),
+    }
 }
 
-impl Store for EngineStore {
-    fn read(&self, _place: Place, key: &ItemKey, used: bool, _clock_ms: u64) -> Option<Item> {
+fn marks_of(info: &ItemInfo) -> Marks {
+    Marks::STALE.when(info.stale).with(Marks::TAKEN.when(info.refill == Refill::Taken))
+}
+
+impl<C: EngineCache> Store for EngineStore<C> {
+    fn read(&self, place: Place, key: &ItemKey, used: bool, _clock_ms: u64) -> Option<Item> {
         let cache = self.caches.get(&key.cache)?;
         let hash = kiln_engine::Store::hash(&key.key);
-        cache.read(&key.key, hash, used, cache.clock_ms(self.clock_ms))
+        let item = cache.read(&key.key, hash, used, cache.clock_ms(self.clock_ms))?;
+        cache.keeps(place.partition, item.version).then_some(item)
     }
 
-    fn apply(&mut self, _place: Place, effect: &Effect, may_evict: bool, _clock_ms: u64) -> Stored {
-        let Some(cache) = self.caches.get(&effect.key.cache) else { return Stored::Full };
+    fn apply(&mut self, place: Place, effect: &Effect, may_evict: bool, _clock_ms: u64) -> Stored {
+        let Some(cache) = self.caches.get_mut(&effect.key.cache) else { return Stored::Full };
         let clock_ms = cache.clock_ms(self.clock_ms);
         let key = &effect.key.key;
         let hash = kiln_engine::Store::hash(key);
-        match &effect.change {
+        let stored = match &effect.change {
             Change::Put(item) => cache.put(key, hash, item, may_evict, clock_ms),
             Change::Remove(_) => {
-                cache.store.delete(key, hash, &DeleteOptions::default(), clock_ms);
+                cache.handle.store().delete(key, hash, &DeleteOptions::default(), clock_ms);
                 Stored::Done
             }
-            Change::Touch { version, deadline_ms } => {
-                cache.touch(key, hash, *version, *deadline_ms, may_evict, clock_ms)
+            Change::Touch { version, deadline_ms, marks } => {
+                cache.touch(key, hash, *version, (*deadline_ms, *marks), may_evict, clock_ms)
             }
-        }
+            Change::Clear(version) => {
+                cache.clear(place.partition, *version);
+                return Stored::Done;
+            }
+        };
+        // Also what found no room may have taken the older value with it.
+        cache.handle.changed(hash);
+        stored
     }
 
     fn scan(
@@ -193,7 +356,7 @@ impl Store for EngineStore {
             Cursor::At { cache, position } => (cache, position),
             Cursor::Start | Cursor::Behind(_) => (CacheId(0), 0),
         };
-        let (mut items, mut bytes) = (0, 0);
+        let (mut items, mut bytes, mut pages) = (0, 0, 0);
         for (&id, cache) in self.caches.range(from..) {
             if cache.group != place.group {
                 continue;
@@ -203,24 +366,25 @@ impl Store for EngineStore {
             let clock_ms = cache.clock_ms(self.clock_ms);
             loop {
                 let mut found = Vec::new();
-                let page = cache.store.scan(position, 1, clock_ms, |entry| {
-                    let hash = kiln_engine::Store::hash(entry.key);
-                    if self.partition_of(hash) == place.partition {
-                        let value =
-                            entry.value.map(|value| item(&entry.info, &Value::Inline(value)));
-                        found.push((Bytes::copy_from_slice(entry.key), hash, value));
-                    }
+                let residue = self.residue(place);
+                let store = cache.handle.store();
+                let page = store.scan_part(position, residue, 1, clock_ms, |hash, entry| {
+                    let value = entry.value.map(|value| item(&entry.info, &Value::Inline(value)));
+                    found.push((Bytes::copy_from_slice(entry.key), hash, value));
                 });
                 for (key, hash, small) in found {
                     let whole = small.or_else(|| cache.read(&key, hash, false, clock_ms));
-                    let Some(item) = whole else { continue };
+                    let kept = |item: &Item| cache.keeps(place.partition, item.version);
+                    let Some(item) = whole.filter(kept) else { continue };
                     items += 1;
                     bytes += key.len() + item.value.len() + ITEM_OVERHEAD_BYTES;
                     visit(&ItemKey { cache: id, key }, item);
                 }
                 let Some(next) = page.next else { break };
                 position = next;
-                if items >= items_max || bytes >= bytes_max {
+                pages += 1;
+                let enough = items >= items_max || bytes >= bytes_max;
+                if enough || (items > 0 && pages >= PAGES_PER_STEP) {
                     return Some(Cursor::At { cache: id, position });
                 }
             }
@@ -229,33 +393,47 @@ impl Store for EngineStore {
     }
 
     fn drop_partition(&mut self, place: Place, items_max: usize) -> bool {
+        let residue = self.residue(place);
         // Removing items may move others behind the cursor: a pass that finds none is the last.
-        let (cursor, found) = self.dropping.remove(&place).unwrap_or((Cursor::Start, false));
-        let mut doomed = Vec::new();
-        let next = self.scan(place, cursor, items_max, usize::MAX, &mut |key, _| {
-            doomed.push(key.clone());
-        });
-        let found = found || !doomed.is_empty();
-        for key in doomed {
-            if let Some(cache) = self.caches.get(&key.cache) {
-                let hash = kiln_engine::Store::hash(&key.key);
-                let clock_ms = cache.clock_ms(self.clock_ms);
-                cache.store.delete(&key.key, hash, &DeleteOptions::default(), clock_ms);
+        let (from, mut position, mut found) = self.dropping.remove(&place).unwrap_or_default();
+        let mut dropped = 0;
+        for (&id, cache) in self.caches.range_mut(from..) {
+            if cache.group != place.group {
+                continue;
+            }
+            // All of it goes: nothing needs to be held back any longer.
+            cache.floors.remove(&place.partition);
+            if id != from {
+                position = 0;
+            }
+            let clock_ms = cache.clock_ms(self.clock_ms);
+            loop {
+                let store = cache.handle.store();
+                let mut doomed: Vec<(Bytes, u64)> = Vec::new();
+                let page = store.scan_part(position, residue, 1, clock_ms, |hash, entry| {
+                    doomed.push((Bytes::copy_from_slice(entry.key), hash));
+                });
+                for (key, hash) in &doomed {
+                    store.delete(key, *hash, &DeleteOptions::default(), clock_ms);
+                    cache.handle.changed(*hash);
+                }
+                found |= !doomed.is_empty();
+                dropped += doomed.len();
+                let Some(next) = page.next else { break };
+                position = next;
+                if dropped >= items_max {
+                    self.dropping.insert(place, (id, position, found));
+                    return true;
+                }
             }
         }
-        match next {
-            Some(next) => {
-                self.dropping.insert(place, (next, found));
-                true
-            }
-            None => found,
-        }
+        found
     }
 
     fn maintain(&mut self, clock_ms: u64) {
         self.clock_ms = self.clock_ms.max(clock_ms);
         for cache in self.caches.values() {
-            cache.store.maintain(cache.clock_ms(self.clock_ms), UPKEEP_STEPS);
+            cache.handle.store().maintain(cache.clock_ms(self.clock_ms), UPKEEP_STEPS);
             cache.room.set((0, ROOM_AGAIN_BYTES));
         }
     }
@@ -268,121 +446,34 @@ impl Store for EngineStore {
         self.caches.get(&cache).map_or(0, Cache::room)
     }
 
+    fn is_sweeping(&self, place: Place) -> bool {
+        let of_group = |cache: &&Cache<C>| cache.group == place.group;
+        self.caches
+            .values()
+            .filter(of_group)
+            .any(|cache| cache.floors.contains_key(&place.partition))
+    }
+
+    fn sweep(&mut self, items_max: usize, done: &mut Vec<Place>) -> bool {
+        let (partitions, clock_ms) = (self.partitions, self.clock_ms);
+        for cache in self.caches.values_mut().filter(|cache| !cache.floors.is_empty()) {
+            let clock_ms = cache.clock_ms(clock_ms);
+            let (from, group) = (done.len(), cache.group);
+            let mut swept = Vec::new();
+            cache.sweep(items_max, partitions, clock_ms, &mut swept);
+            done.extend(swept.into_iter().map(|partition| Place { group, partition }));
+            done[from..].sort_unstable();
+            if !cache.floors.is_empty() {
+                return true;
+            }
+        }
+        self.caches.values().any(|cache| !cache.floors.is_empty())
+    }
+
     fn evicted(&mut self, _max: usize, _out: &mut Vec<(Place, ItemKey, Version)>) {}
 }
 
 #[cfg(test)]
-mod tests {
-    use kiln_engine::StoreConfig;
-    use kiln_engine::policy::PolicyKind;
-
-    use super::*;
-
-    const CACHE: CacheId = CacheId(1);
-    const GROUP: GroupKey = GroupKey { mode: Mode::Strong, copies: 2 };
-
-    fn engine(policy: PolicyKind) -> EngineStore {
-        let config = StoreConfig { memory: 8 << 20, policy, ..StoreConfig::default() };
-        let mut store = EngineStore::new(4);
-        store.add_cache(CACHE, GROUP, kiln_engine::Store::new(config).expect("8 MiB"));
-        store
-    }
-
-    fn key(name: &str) -> ItemKey {
-        ItemKey { cache: CACHE, key: Bytes::copy_from_slice(name.as_bytes()) }
-    }
-
-    fn place_of(store: &EngineStore, key: &ItemKey) -> Place {
-        let partition = store.partition_of(kiln_engine::Store::hash(&key.key));
-        Place { group: GROUP, partition }
-    }
-
-    fn put(store: &mut EngineStore, name: &str, value: Bytes, version: u64) -> Stored {
-        let key = key(name);
-        let place = place_of(store, &key);
-        let item = Item { value, flags: 5, version: Version(version), deadline_ms: None };
-        store.apply(place, &Effect { key, change: Change::Put(item) }, false, 0)
-    }
-
-    fn all(store: &EngineStore, place: Place) -> BTreeMap<ItemKey, Item> {
-        let mut items = BTreeMap::new();
-        let mut cursor = Some(Cursor::Start);
-        while let Some(at) = cursor {
-            cursor = store.scan(place, at, 10, 1 << 20, &mut |key, item| {
-                items.insert(key.clone(), item);
-            });
-        }
-        items
-    }
-
-    #[test]
-    fn a_partition_is_walked_and_dropped_without_touching_others() {
-        let mut store = engine(PolicyKind::None);
-        let value = |number: usize| Bytes::from(vec![number as u8; 40_000 * (number % 2) + 10]);
-        for number in 0..100 {
-            assert_eq!(put(&mut store, &format!("k{number}"), value(number), 3), Stored::Done);
-        }
-        let places =
-            (0..4).map(|partition| Place { group: GROUP, partition: PartitionId(partition) });
-        let before: Vec<_> = places.clone().map(|place| all(&store, place)).collect();
-        assert_eq!(before.iter().map(BTreeMap::len).sum::<usize>(), 100);
-        for number in 0..100 {
-            let key = key(&format!("k{number}"));
-            let place = place_of(&store, &key);
-            let item = &before[place.partition.0 as usize][&key];
-            assert_eq!(
-                (item.value.clone(), item.flags, item.version),
-                (value(number), 5, Version(3))
-            );
-        }
-        let first = Place { group: GROUP, partition: PartitionId(0) };
-        let mut steps = 0;
-        while store.drop_partition(first, 7) {
-            steps += 1;
-            assert!(steps < 100);
-        }
-        assert_eq!(all(&store, first).len(), 0);
-        assert_eq!(all(&store, Place { partition: PartitionId(1), ..first }), before[1]);
-    }
-
-    #[test]
-    fn a_store_that_keeps_refuses_when_full_and_keeps_the_older_value() {
-        let mut store = engine(PolicyKind::None);
-        let big = |byte: u8| Bytes::from(vec![byte; 10_000]);
-        let mut stored = 0;
-        while store.room(CACHE) > 64 << 10 {
-            assert_eq!(put(&mut store, &format!("k{stored}"), big(1), 1), Stored::Done, "{stored}");
-            stored += 1;
-        }
-        assert!(stored > 500, "only {stored} of some 700");
-        while put(&mut store, &format!("k{stored}"), big(1), 1) == Stored::Done {
-            stored += 1;
-        }
-        let longer = Bytes::from(vec![2; 16_000]);
-        assert_eq!(put(&mut store, "k7", longer, 2), Stored::Full);
-        let key = key("k7");
-        let place = place_of(&store, &key);
-        assert_eq!(store.read(place, &key, false, 0).map(|item| item.value), Some(big(1)));
-    }
-
-    #[test]
-    fn what_has_ended_stays_until_all_partitions_agree() {
-        let mut store = engine(PolicyKind::None);
-        let key = key("k");
-        let place = place_of(&store, &key);
-        let item =
-            Item { value: "v".into(), flags: 0, version: Version(1), deadline_ms: Some(5_000) };
-        let effect = Effect { key: key.clone(), change: Change::Put(item) };
-        assert_eq!(store.apply(place, &effect, false, 1_000), Stored::Done);
-        assert!(store.read(place, &key, false, 9_000).is_some());
-        let touch = Change::Touch { version: Version(1), deadline_ms: Some(20_000) };
-        store.apply(place, &Effect { key: key.clone(), change: touch }, false, 4_999);
-        store.maintain(6_000);
-        assert_eq!(
-            store.read(place, &key, false, 9_000).map(|item| item.deadline_ms),
-            Some(Some(20_000))
-        );
-        store.maintain(20_000);
-        assert_eq!(store.read(place, &key, false, 0), None);
-    }
-}
+mod model;
+#[cfg(test)]
+mod tests;

@@ -58,6 +58,8 @@ pub enum NodeState {
 /// What is known of a node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NodeInfo {
+    /// The operator's name of the node.
+    pub name: String,
     /// Its present life.
     pub incarnation: Incarnation,
     /// Listener name to address.
@@ -137,6 +139,10 @@ pub struct CacheSpec {
     pub value_len_max: u32,
     /// End of items that are written without one, in milliseconds from the write.
     pub default_ttl_ms: Option<u64>,
+    /// Which of its policies the store follows, by name; nothing here depends on it.
+    pub policy: String,
+    /// Bytes on every node, 0 to let each choose; nothing here depends on it.
+    pub memory: u64,
 }
 
 impl CacheSpec {
@@ -223,6 +229,11 @@ impl Topology {
     /// The cache with this number.
     #[must_use]
     pub fn cache(&self, id: CacheId) -> Option<&CacheSpec> {
+        // Asked several times for each request, and few clusters have many.
+        const FEW: usize = 8;
+        if self.caches.len() <= FEW {
+            return self.caches.values().find(|spec| spec.id == id);
+        }
         self.caches.get(self.cache_names.get(&id)?)
     }
 

@@ -42,7 +42,7 @@ pub struct Write {
     pub version: Version,
     /// A delete beats a value of the same version.
     pub deleted: bool,
-    /// Hash of value, flags and deadline; 0 for a delete.
+    /// Hash of value, flags, deadline and marks; 0 for a delete.
     pub check: u64,
 }
 
@@ -56,6 +56,7 @@ impl Write {
     pub fn of(item: &Item) -> Self {
         let end = item.deadline_ms.map_or(0, |deadline| !deadline);
         let seed = u64::from(item.flags).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ end.rotate_left(32);
+        let seed = seed ^ u64::from(item.marks.bits()) << 56;
         Self { version: item.version, deleted: false, check: xxh3_64_with_seed(&item.value, seed) }
     }
 }
@@ -72,12 +73,7 @@ mod tests {
     }
 
     fn item(version: u64, value: &[u8]) -> Item {
-        Item {
-            value: Bytes::copy_from_slice(value),
-            flags: 0,
-            version: Version(version),
-            deadline_ms: None,
-        }
+        Item { value: Bytes::copy_from_slice(value), version: Version(version), ..Item::default() }
     }
 
     #[test]

@@ -86,6 +86,10 @@ pub struct WriteOptions {
     pub invalidate: bool,
     /// With append and prepend: create the item with this end when it is absent.
     pub vivify: Option<Expiry>,
+    /// Mark it as waiting for a new value: for copies of an item that is so marked elsewhere.
+    pub stale: bool,
+    /// Mark it as being refilled by a reader: the same.
+    pub granted: bool,
 }
 
 /// How an item is removed or marked. The default removes it.
@@ -174,7 +178,8 @@ pub enum WriteOutcome {
     Exists,
     /// A version was compared and there is no item. Nothing changed.
     NotFound,
-    /// Over the item size limit. After a set an older value of the key is gone.
+    /// Over the item size limit, and then an older value of the key is gone after a set; or over
+    /// half of the store's memory, and then nothing changed.
     TooLarge,
     /// No room could be made. After a set without a condition an older value of the key is gone,
     /// unless the policy is to keep everything.

@@ -1,13 +1,13 @@
 //! When the judges are asked, and what they are shown.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use kiln_cluster::effect::{Item, ItemKey, Outcome};
 use kiln_cluster::ids::{Member, Mode, NodeId, Place as Partition, Token, Version};
 use kiln_cluster::message::Message;
 use kiln_cluster::node::Reply;
-use kiln_cluster::topology::{Applied, NodeState, Topology};
+use kiln_cluster::topology::{Applied, NodeState, PartitionState, Topology};
 
 use crate::clock::WALL_START_MS;
 use crate::faults::CHECK_EVERY;
@@ -149,11 +149,12 @@ impl World<'_> {
         let call = &self.history[id];
         let Some(state) = self.agreement.topology().partition(call.place) else { return Ok(()) };
         let may_be_gone = self.order.may_be_gone(call, &self.rules);
-        let mut holders = 0;
+        let mut holders = BTreeSet::new();
         for process in self.live() {
             let held = process.node.held(&call.key);
-            let holds = held.as_ref().is_some_and(|held| held.version >= version) || may_be_gone;
-            holders += usize::from(holds);
+            if held.as_ref().is_some_and(|held| held.version >= version) || may_be_gone {
+                holders.insert(process.member);
+            }
             let older = held.as_ref().is_some_and(|held| {
                 held.version < version && self.is_surely_visible(held.item.as_ref())
             });
@@ -180,11 +181,14 @@ impl World<'_> {
         let gone = self.departures.iter().filter(|gone| {
             gone.at >= call.called && gone.place.is_none_or(|place| place == call.place)
         });
+        let mut held_it: BTreeSet<Member> = gone.map(|gone| gone.who).collect();
+        held_it.extend(&holders);
         let known = self.process_of(who).and_then(|p| p.node.topology().partition(call.place));
         let wanted = usize::from(self.rules.min_in_sync);
         let knows =
             known.is_some_and(|known| known.primary == Some(who) && known.in_sync.len() < wanted);
-        if holders + gone.count() < wanted || (knows && holders < wanted) {
+        if held_it.len() < wanted || (knows && holders.len() < wanted) {
+            let holders = holders.len();
             let finding = format!("version {version} of call {id} is in {holders} memories");
             let rule = "acknowledged writes are in min_in_sync memories";
             return Err(Violation::new(rule, name_of(&call.key), finding));
@@ -210,8 +214,8 @@ impl World<'_> {
             self.take(verdict);
             let old = before.partition(place);
             let removed = old.into_iter().flat_map(|old| &old.in_sync);
-            for _ in removed.filter(|member| !state.in_sync.contains(member)) {
-                self.departures.push(Departure { at: self.now, place: Some(place) });
+            for &who in removed.filter(|member| !state.in_sync.contains(member)) {
+                self.departures.push(Departure { at: self.now, who, place: Some(place) });
             }
             if old.is_some_and(|old| old.generation != state.generation) {
                 let survivor = old.and_then(|old| {
@@ -238,9 +242,25 @@ impl World<'_> {
         self.eventual.on_lost(|key| place_of(key) == place);
     }
 
+    /// A process hears of another table. Where it is no longer a copy it drops what it holds, which
+    /// may be long after the removal was committed and after it confirmed writes.
+    pub(crate) fn note_learned(&mut self, node: NodeId, new: &Topology) {
+        let Some(process) = self.process(node) else { return };
+        let (who, known) = (process.member, Arc::clone(process.node.topology()));
+        if known.epoch >= new.epoch {
+            return;
+        }
+        let counts = |state: &PartitionState| state.in_sync.contains(&who);
+        for (place, _) in known.places().filter(|(_, state)| counts(state)) {
+            if !new.partition(place).is_some_and(counts) {
+                self.departures.push(Departure { at: self.now, who, place: Some(place) });
+            }
+        }
+    }
+
     /// A process died.
-    pub(crate) fn note_death(&mut self) {
-        self.departures.push(Departure { at: self.now, place: None });
+    pub(crate) fn note_death(&mut self, who: Member) {
+        self.departures.push(Departure { at: self.now, who, place: None });
         if self.mode() == Mode::Eventual {
             let best = |key: &ItemKey| {
                 self.live()

@@ -83,7 +83,7 @@ impl World<'_> {
         machine.backlog.clear();
         self.stats.kills += 1;
         self.trace.say(self.now, || format!("FAULT kill {}", process.member));
-        self.note_death();
+        self.note_death(process.member);
     }
 
     pub(crate) fn restart(&mut self, node: NodeId) {

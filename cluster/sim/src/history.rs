@@ -75,7 +75,7 @@ impl Call {
             return None;
         }
         match &self.operation {
-            Operation::Delete { .. } => Some(self.called),
+            Operation::Delete { .. } | Operation::Clear => Some(self.called),
             _ if self.ending == Ending::Answered(Outcome::TooLarge) => Some(self.called),
             _ => rules.window(self).map(|(earliest, _)| earliest),
         }
@@ -101,11 +101,15 @@ impl Call {
     fn ttl(&self) -> Option<Ttl> {
         match &self.operation {
             Operation::Get { touch } => *touch,
-            Operation::Store { ttl, .. } | Operation::Touch { ttl } => Some(*ttl),
+            Operation::Look { touch, vivify, .. } => touch.or(*vivify),
+            Operation::Store { ttl, .. }
+            | Operation::Amend { ttl, .. }
+            | Operation::Touch { ttl } => Some(*ttl),
+            Operation::Mark { ttl, .. } => *ttl,
             Operation::Arithmetic { create, touch, .. } => {
                 (*touch).or(create.as_ref().map(|(ttl, _)| *ttl))
             }
-            Operation::Delete { .. } => None,
+            Operation::Delete { .. } | Operation::Clear => None,
         }
     }
 }

@@ -115,6 +115,14 @@ impl Store for SimStore {
         each!(self, store => store.room(cache))
     }
 
+    fn is_sweeping(&self, place: Place) -> bool {
+        each!(self, store => store.is_sweeping(place))
+    }
+
+    fn sweep(&mut self, items_max: usize, done: &mut Vec<Place>) -> bool {
+        each!(mut self, store => store.sweep(items_max, done))
+    }
+
     fn evicted(&mut self, max: usize, out: &mut Vec<(Place, ItemKey, Version)>) {
         each!(mut self, store => store.evicted(max, out));
     }

@@ -36,7 +36,7 @@ pub const CASES: &[Case] = &[
     case(Mutant::ReadUnstable, "strong"),
     case(Mutant::BackupEvicts, "strong-tight-memory"),
     case(Mutant::ChunkOverwrites, "strong"),
-    case(Mutant::TombstoneEarly, "strong"),
+    case(Mutant::TombstoneEarly, "strong-failovers"),
     case(Mutant::NoAnswerWindow, "strong"),
     case(Mutant::ClockNotMerged, "strong-expiry"),
     case(Mutant::ClockNotMerged, "eventual"),
@@ -44,7 +44,7 @@ pub const CASES: &[Case] = &[
 ];
 
 const fn case(mutant: Mutant, mode: &'static str) -> Case {
-    Case { mutant, mode, seeds_max: 3_000 }
+    Case { mutant, mode, seeds_max: 6_000 }
 }
 
 /// The guard with this name.

@@ -285,6 +285,8 @@ fn cache(kind: CacheKind, copies: u8, rng: &mut Rng) -> CacheSpec {
         on_loss: OnLoss::Reset,
         value_len_max: 1 << 20,
         default_ttl_ms: None,
+        policy: String::new(),
+        memory: 0,
     }
 }
 

@@ -129,6 +129,7 @@ pub(crate) struct HeldBefore {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Departure {
     pub(crate) at: Time,
+    pub(crate) who: Member,
     /// The partition whose in-sync set it left; all of them for a death.
     pub(crate) place: Option<Partition>,
 }
@@ -296,6 +297,7 @@ impl<'p> World<'p> {
                 if let Some(topology) =
                     self.unless_paused(to, topology, |to, topology| Event::Learn { to, topology })
                 {
+                    self.note_learned(to, &topology);
                     self.drive(to, NodeEvent::Topology(topology));
                     self.leave_if_drained(to);
                 }

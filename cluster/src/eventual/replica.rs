@@ -111,11 +111,12 @@ impl EventualReplica {
         let others = |members: &[Member]| -> Vec<Member> {
             members.iter().copied().filter(|member| *member != cx.me).collect()
         };
+        let is_new = self.state == PartitionState::default();
         self.state = state.cloned().unwrap_or_default();
         self.owners = others(&self.state.in_sync);
         self.learners = others(&self.state.learners);
         let before = self.role;
-        let is_fresh = before == Role::Gone && self.catalog.is_empty();
+        let is_fresh = before == Role::Gone && self.catalog.is_empty() && is_new;
         let is_outdated = self.state.generation > self.generation && !is_fresh;
         self.role = if is_outdated || (before == Role::Gone && !is_fresh) {
             // What is here must go first: see `drop_all`.
@@ -128,7 +129,11 @@ impl EventualReplica {
             Role::Learner
         } else {
             match before {
-                Role::Owner if state.is_some() => Role::Leaving { since: cx.now.mono },
+                // A learner may have been an owner before, or hold what an owner that died since
+                // told nobody else.
+                Role::Owner | Role::Learner if state.is_some() => {
+                    Role::Leaving { since: cx.now.mono }
+                }
                 Role::Leaving { .. } if state.is_some() => before,
                 _ => Role::Gone,
             }
@@ -163,9 +168,15 @@ impl EventualReplica {
         self.role
     }
 
-    /// Whether everything was dropped and nothing is left to do.
-    pub fn is_gone(&self) -> bool {
-        self.role == Role::Gone && self.catalog.is_empty()
+    /// Whether everything was dropped and nothing is left to do. A copy that is to begin anew is not
+    /// gone, even if what it drops first is nothing: see `drop_all`.
+    pub fn is_gone(&self, me: Member) -> bool {
+        self.role == Role::Gone && self.catalog.is_empty() && !self.is_wanted(me)
+    }
+
+    /// Whether the table wants a copy here.
+    pub(super) fn is_wanted(&self, me: Member) -> bool {
+        self.state.in_sync.contains(&me) || self.state.learners.contains(&me)
     }
 
     /// What this copy knows, for judges and metrics.

@@ -41,7 +41,7 @@ impl EventualReplica {
     /// When [`on_wakeup`](Self::on_wakeup) is wanted.
     pub fn next_wakeup(&self, cx: &mut Context<'_>) -> Mono {
         if self.role == Role::Gone {
-            return if self.is_gone() { Mono::MAX } else { cx.now.mono };
+            return if self.is_gone(cx.me) { Mono::MAX } else { cx.now.mono };
         }
         self.next_upkeep(cx)
             .min(self.writes.next_due())
@@ -186,9 +186,10 @@ impl EventualReplica {
             return;
         }
         self.release(cx);
+        let wanted = self.is_wanted(cx.me);
         let state = std::mem::take(&mut self.state);
         *self = Self::new(self.place, cx);
-        if state.in_sync.contains(&cx.me) || state.learners.contains(&cx.me) {
+        if wanted {
             self.on_topology(cx, Some(&state));
         }
     }

@@ -328,14 +328,15 @@ pub(super) fn whole(
     match (change, current) {
         (None, _) => (None, outcome),
         (Some(Change::Put(item)), _) => (Some(Content::Item(item)), outcome),
-        (Some(Change::Remove(version)), _) => {
+        (Some(Change::Remove(version) | Change::Clear(version)), _) => {
             (Some(Content::Gone(Write::delete(version))), outcome)
         }
-        (Some(Change::Touch { deadline_ms, .. }), Some(item)) => {
-            let item = Item { deadline_ms, version: next, ..item };
+        (Some(Change::Touch { deadline_ms, marks, .. }), Some(item)) => {
+            let item = Item { deadline_ms, marks, version: next, ..item };
             let outcome = match outcome {
                 Outcome::Touched(_) => Outcome::Touched(next),
                 Outcome::Hit(_) => Outcome::Hit(item.clone()),
+                Outcome::Won(_) => Outcome::Won(item.clone()),
                 other => other,
             };
             (Some(Content::Item(item)), outcome)

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::{Actions, Node, Refusal, Reply, Request};
 use crate::balance::ReadCopy;
 use crate::context::Asker;
+use crate::effect::Operation;
 use crate::ids::{Member, Mode, Place, Token};
 use crate::message::Body;
 use crate::store::Store;
@@ -107,6 +108,10 @@ impl<S: Store> Node<S> {
         };
         let partition = topology.partition_of(&request.key.key);
         let place = Place { group: spec.group(), partition };
+        // Owners that merge by version, key by key, have no common moment for all keys.
+        if place.group.mode == Mode::Eventual && request.operation == Operation::Clear {
+            return self.reply(now, asker, Refusal::Unsupported, actions);
+        }
         if self.answers_itself(place, spec, &request) {
             return match place.group.mode {
                 Mode::Strong => self.run(now, place, actions, |replica, cx| {

@@ -36,6 +36,11 @@ impl<S: Store> Node<S> {
         &self.base.store
     }
 
+    /// The memory, for whoever adds caches to it: before the table that names them is handed in.
+    pub fn store_mut(&mut self) -> &mut S {
+        &mut self.base.store
+    }
+
     /// Who is alive, as seen from here.
     pub fn membership(&self) -> &Membership {
         &self.membership

@@ -146,6 +146,11 @@ impl Replica {
             {
                 primary.latest.remove(&effect.key);
             }
+            if let Some(effect) = &entry.effect
+                && primary.cleared.get(&effect.key.cache).is_some_and(|(seq, _)| *seq == entry.seq)
+            {
+                primary.cleared.remove(&effect.key.cache);
+            }
             if let Some((id, _)) = &entry.answer
                 && primary.pending_ids.get(id) == Some(&entry.seq)
             {
@@ -171,7 +176,9 @@ impl Replica {
             Intake::Filling { .. } => true,
             Intake::Complete { horizon, .. } => entry.seq <= *horizon,
         };
+        // What is newer than a removal of all survives it by its version.
         doubtful
+            && !matches!(effect.change, Change::Clear(_))
             && cx
                 .store
                 .read(self.place, &effect.key, false, 0)

@@ -11,8 +11,8 @@ use std::collections::BTreeMap;
 
 use crate::config::mutant;
 use crate::context::Context;
-use crate::effect::{Change, Effect, Item, ItemKey};
-use crate::ids::{Generation, Member, Seq, Term, TransferId, Version};
+use crate::effect::{Change, Effect, Item, ItemKey, Marks};
+use crate::ids::{CacheId, Generation, Member, Seq, Term, TransferId, Version};
 use crate::log::Log;
 use crate::message::Body;
 use crate::store::{Store, Stored};
@@ -25,7 +25,7 @@ pub(super) struct Note {
     /// Items of this version and older must not come back.
     removed: Version,
     /// The item of this version, when it comes, ends then.
-    touched: Option<(Version, Option<u64>)>,
+    touched: Option<(Version, Option<u64>, Marks)>,
 }
 
 /// How much of the data is here.
@@ -43,6 +43,8 @@ pub(super) enum Intake {
         /// The next chunk.
         next: u64,
         notes: BTreeMap<ItemKey, Note>,
+        /// Items of these caches, of this version and older, must not come back.
+        cleared: BTreeMap<CacheId, Version>,
     },
 }
 
@@ -51,6 +53,11 @@ impl Intake {
 
     pub(super) fn is_complete(&self) -> bool {
         matches!(self, Self::Complete { .. })
+    }
+
+    /// Nothing came by a transfer, or all that came was dropped again.
+    fn is_unfilled(&self) -> bool {
+        matches!(self, Self::Complete { next: 0, .. })
     }
 }
 
@@ -70,12 +77,16 @@ impl Replica {
         if !self.follow(cx, from, term) {
             return;
         }
-        let same = self.transfer == (term, transfer);
-        if same {
-            if !self.wiping {
-                self.send(cx, from, StrongMessage::Ready { term, transfer });
+        if self.transfer == (term, transfer) {
+            if self.wiping {
+                return;
             }
-            return;
+            let answer = if self.intake.is_unfilled() {
+                StrongMessage::Unstarted { term }
+            } else {
+                StrongMessage::Ready { term, transfer }
+            };
+            return self.send(cx, from, answer);
         }
         // Only learners are filled. A message that is older than what is known here may speak of a
         // time before this copy was promoted: obeying it would destroy acknowledged data.
@@ -87,7 +98,7 @@ impl Replica {
         self.transfer = (term, transfer);
         self.filler = Some(from);
         self.wipe();
-        self.intake = Intake::Filling { next: 0, notes: BTreeMap::new() };
+        self.intake = Intake::Filling { next: 0, notes: BTreeMap::new(), cleared: BTreeMap::new() };
         self.log = Log::after(base);
         self.applied = base;
         self.log_term = term;
@@ -116,6 +127,11 @@ impl Replica {
         };
         if !self.follow(cx, from, term) || self.transfer != (term, transfer) || self.wiping {
             return;
+        }
+        // This copy was removed and emptied since the transfer began, and added again so soon that
+        // its primary may never hear of it: only another transfer can fill it.
+        if self.intake.is_unfilled() {
+            return self.send(cx, from, StrongMessage::Unstarted { term });
         }
         if let Intake::Filling { next, .. } = &self.intake
             && *next == index
@@ -146,15 +162,19 @@ impl Replica {
     /// An item of a chunk: the live stream may have brought something newer. `false` when there is
     /// no room where nothing may be missing.
     fn take_in<S: Store>(&mut self, cx: &mut Context<'_, S>, key: ItemKey, mut item: Item) -> bool {
-        let Intake::Filling { notes, .. } = &self.intake else { return true };
+        let Intake::Filling { notes, cleared, .. } = &self.intake else { return true };
+        if cleared.get(&key.cache).is_some_and(|version| *version >= item.version) {
+            return true;
+        }
         if let Some(note) = notes.get(&key) {
             if note.removed >= item.version {
                 return true;
             }
-            if let Some((version, deadline_ms)) = note.touched
+            if let Some((version, deadline_ms, marks)) = note.touched
                 && version == item.version
             {
                 item.deadline_ms = deadline_ms;
+                item.marks = marks;
             }
         }
         let held = cx.store.read(self.place, &key, false, 0);
@@ -170,8 +190,11 @@ impl Replica {
 
     /// What a live effect leaves behind for chunks to come.
     pub(super) fn note<S: Store>(&mut self, cx: &Context<'_, S>, effect: &Effect) {
+        if self.intake.is_complete() {
+            return;
+        }
         let may_evict = self.may_evict(cx, effect.key.cache);
-        let Intake::Filling { notes, .. } = &mut self.intake else { return };
+        let Intake::Filling { notes, cleared, .. } = &mut self.intake else { return };
         match &effect.change {
             // The item itself guards against older ones, unless it may be evicted.
             Change::Put(item) if may_evict => {
@@ -185,9 +208,13 @@ impl Replica {
             Change::Remove(version) => {
                 notes.insert(effect.key.clone(), Note { removed: *version, touched: None });
             }
-            Change::Touch { version, deadline_ms } => {
+            Change::Touch { version, deadline_ms, marks } => {
                 notes.entry(effect.key.clone()).or_default().touched =
-                    Some((*version, *deadline_ms));
+                    Some((*version, *deadline_ms, *marks));
+            }
+            Change::Clear(version) => {
+                let known = cleared.entry(effect.key.cache).or_default();
+                *known = (*known).max(*version);
             }
         }
     }

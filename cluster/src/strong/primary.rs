@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::answers::ClientAnswers;
 use crate::context::Asker;
 use crate::effect::{Item, ItemKey};
-use crate::ids::{ClientId, Member, RequestId, Seq, Term, TransferId, Version};
+use crate::ids::{CacheId, ClientId, Member, RequestId, Seq, Term, TransferId, Version};
 use crate::log::Entry;
 use crate::node::Request;
 use crate::store::Cursor;
@@ -66,6 +66,8 @@ pub(super) struct Primary {
     pub(super) promoting: BTreeMap<Member, Promotion>,
     /// The newest unconfirmed state of each key that has one.
     pub(super) latest: BTreeMap<ItemKey, (Seq, Option<Item>)>,
+    /// The newest unconfirmed removal of all items, of each cache that has one.
+    pub(super) cleared: BTreeMap<CacheId, (Seq, Version)>,
     /// Requests whose effects are not confirmed.
     pub(super) pending_ids: BTreeMap<RequestId, Seq>,
     pub(super) reads: VecDeque<Read>,
@@ -88,6 +90,7 @@ impl Primary {
             peers: BTreeMap::new(),
             promoting: BTreeMap::new(),
             latest: BTreeMap::new(),
+            cleared: BTreeMap::new(),
             pending_ids: BTreeMap::new(),
             reads: VecDeque::new(),
             blocked: BTreeMap::new(),

@@ -13,13 +13,14 @@
 
 use crate::config::mutant;
 use crate::context::{Asker, Context};
-use crate::effect::{ItemKey, Outcome};
-use crate::ids::{Member, Term};
-use crate::node::{Refusal, Reply, Request};
+use crate::effect::{Operation, Outcome};
+use crate::evaluate::{Rules, evaluate};
+use crate::ids::{Member, Term, Version};
+use crate::node::{DirectRight, Refusal, Reply, Request};
 use crate::rounds::Confirmation;
 use crate::store::Store;
 use crate::time::{Mono, Now};
-use crate::topology::ReadMode;
+use crate::topology::{CacheSpec, ReadMode};
 
 use super::Replica;
 use super::primary::{Lease, Primary, Read};
@@ -90,7 +91,35 @@ impl Replica {
             primary.blocked.entry(seq).or_default().push((read, clock_ms));
             return;
         }
+        // What looked as if it only had to be looked at may have been marked since.
+        if !read.request.is_plain_read()
+            && let Some(spec) = cx.topology.cache(read.request.key.cache)
+            && !self.only_looks(cx, &read.request, spec)
+        {
+            return self.write(cx, read.asker, read.request, read.deadline, spec);
+        }
         self.answer_read(cx, read.asker, &read.request, Some(clock_ms));
+    }
+
+    /// Whether a read that may change the item finds nothing to change about it.
+    pub(super) fn only_looks<S: Store>(
+        &self,
+        cx: &Context<'_, S>,
+        request: &Request,
+        spec: &CacheSpec,
+    ) -> bool {
+        let Operation::Look { touch: None, .. } = &request.operation else { return false };
+        let Some(primary) = &self.primary else { return false };
+        let known = request
+            .id
+            .is_some_and(|id| primary.pending_ids.contains_key(&id) || self.answers.answered(id));
+        let clock_ms = cx.clock.read(cx.now);
+        let current = self.unconfirmed(cx, &request.key, clock_ms);
+        let rules = Rules::of(spec);
+        !known
+            && evaluate(current.as_ref(), &request.operation, Version(0), clock_ms, &rules)
+                .change
+                .is_none()
     }
 
     /// Answers reads that waited for entries which are applied now.
@@ -126,7 +155,9 @@ impl Replica {
             {
                 primary.latest.get(&request.key).and_then(|(_, item)| item.clone())
             }
-            _ => self.confirmed(cx, &request.key, clock_ms),
+            _ => {
+                cx.store.read(self.place, &request.key, request.operation.counts_as_use(), clock_ms)
+            }
         };
         let outcome = match item.filter(|item| !item.is_over(clock_ms)) {
             Some(item) => Outcome::Hit(item),
@@ -134,15 +165,6 @@ impl Replica {
             None => Outcome::NotFound,
         };
         cx.reply(asker, Reply::Done(outcome));
-    }
-
-    fn confirmed<S: Store>(
-        &self,
-        cx: &Context<'_, S>,
-        key: &ItemKey,
-        clock_ms: u64,
-    ) -> Option<crate::effect::Item> {
-        cx.store.read(self.place, key, true, clock_ms)
     }
 
     /// A peer answered a round.
@@ -244,6 +266,42 @@ impl Replica {
             let required = self.required(cx);
             cx.rounds.want(self.place, self.term, required, false, due);
         }
+    }
+
+    /// What those who share the memory may read here without asking.
+    pub(crate) fn direct_right(&self, me: Member) -> DirectRight {
+        let none = DirectRight::default();
+        let Some(primary) = self.primary.as_ref().filter(|primary| primary.serves()) else {
+            return none;
+        };
+        if self.wiping || self.stuck || !self.intake.is_complete() {
+            return none;
+        }
+        let counted = self.state.in_sync.iter().filter(|member| **member != me);
+        let counted = counted.chain(primary.promoting.keys());
+        let mut leased_until = Mono::MAX;
+        let mut alone_until = Mono::MAX;
+        for member in counted {
+            alone_until = Mono(0);
+            let until = primary.peers.get(member).map_or(Mono(0), |peer| peer.lease.until);
+            leased_until = leased_until.min(until);
+        }
+        if leased_until == Mono(0) {
+            return none;
+        }
+        DirectRight { alone_until, leased_until, generation: self.state.generation }
+    }
+
+    /// Where this copy serves under a lease: its term, and who is to grant it anew.
+    pub(crate) fn leased_by(&self, me: Member) -> Option<(Term, Vec<Member>)> {
+        let right = self.direct_right(me);
+        let primary = self.primary.as_ref()?;
+        if right.leased_until == Mono(0) || right.alone_until == Mono::MAX {
+            return None;
+        }
+        let counted = self.state.in_sync.iter().filter(|member| **member != me);
+        let too = primary.promoting.keys().filter(|member| !self.state.in_sync.contains(member));
+        Some((self.term, counted.chain(too).copied().collect()))
     }
 
     /// Promises the primary of `term` that nobody else serves for so long.

@@ -133,6 +133,18 @@ impl Replica {
         }
     }
 
+    /// Which partition.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        self.place
+    }
+
+    /// Whether data were lost that no operator has acknowledged, as far as is known here.
+    #[must_use]
+    pub fn has_unacknowledged_loss(&self) -> bool {
+        self.state.has_unacknowledged_loss()
+    }
+
     /// The highest term heard of.
     #[must_use]
     pub fn term(&self) -> Term {
@@ -265,7 +277,7 @@ impl Replica {
             self.held.push_back((asker, request, deadline));
             return;
         }
-        if request.is_plain_read() {
+        if request.is_plain_read() || self.only_looks(cx, &request, spec) {
             self.read(cx, asker, request, deadline, spec.read);
         } else {
             self.write(cx, asker, request, deadline, spec);
@@ -532,12 +544,24 @@ impl Replica {
 
     /// For whoever is in sync with this primary: who, in which term, and what must be applied for
     /// the clock of the message to count. Nothing unless all is confirmed.
-    pub(crate) fn settled(&mut self, clock_ms: u64) -> Option<(Vec<Member>, Term, Seq)> {
+    ///
+    /// This copy itself drops nothing that a successor could still hold for alive: a miss told here
+    /// would come back. So it goes by the clock that every copy that counts was heard to have
+    /// reached, as `heard_ms` tells.
+    pub(crate) fn settled(
+        &mut self,
+        me: Member,
+        clock_ms: u64,
+        heard_ms: impl Fn(Member) -> u64,
+    ) -> Option<(Vec<Member>, Term, Seq)> {
         let primary = self.primary.as_ref().filter(|primary| primary.serves())?;
         if self.applied < self.log.last() {
             return None;
         }
-        self.expired_ms = self.expired_ms.max(clock_ms);
+        let counted = self.state.in_sync.iter().filter(|member| **member != me);
+        let counted = counted.chain(primary.promoting.keys());
+        let reached_ms = counted.map(|member| heard_ms(*member)).min().unwrap_or(clock_ms);
+        self.expired_ms = self.expired_ms.max(clock_ms.min(reached_ms));
         let peers = primary.peers.iter().filter(|(_, peer)| peer.started && peer.is_filled());
         Some((peers.map(|(&member, _)| member).collect(), self.term, self.applied))
     }
@@ -571,20 +595,23 @@ impl Replica {
         let mut item = if self.wiping { None } else { store.read(self.place, key, false, 0) };
         let mut version = item.as_ref().map_or(Version(0), |item| item.version);
         for entry in self.log.from(self.applied.next()) {
-            let Some(Effect { change, .. }) =
-                entry.effect.as_ref().filter(|effect| effect.key == *key)
-            else {
+            let concerns = |effect: &&Effect| match effect.change {
+                Change::Clear(_) => effect.key.cache == key.cache,
+                _ => effect.key == *key,
+            };
+            let Some(Effect { change, .. }) = entry.effect.as_ref().filter(concerns) else {
                 continue;
             };
             version = version.max(change.version());
             match change {
                 Change::Put(put) => item = Some(put.clone()),
-                Change::Remove(_) => item = None,
-                Change::Touch { version, deadline_ms } => {
+                Change::Remove(_) | Change::Clear(_) => item = None,
+                Change::Touch { version, deadline_ms, marks } => {
                     if let Some(item) = &mut item
                         && item.version == *version
                     {
                         item.deadline_ms = *deadline_ms;
+                        item.marks = *marks;
                     }
                 }
             }

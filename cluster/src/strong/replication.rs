@@ -31,7 +31,10 @@ use super::{Replica, StrongMessage};
 
 /// Bits of a version that count within a term; the term stands above them, so that versions rise
 /// over failovers and losses without anyone remembering the last one.
-const COUNTER_BITS: u32 = 44;
+///
+/// The engine keeps versions of up to 48 bits in the head of an item, and longer ones beside it at a
+/// cost for every read: 255 terms go by before that, and a term has versions for a trillion writes.
+const COUNTER_BITS: u32 = 40;
 /// Entries on their way to one copy.
 const FLYING_MAX: u64 = 4_096;
 
@@ -76,15 +79,8 @@ impl Replica {
         let Some(version) = next_version(self.term, &mut primary.counter) else {
             return cx.reply(asker, Reply::NotApplied(Refusal::NotReady));
         };
-        let current = match primary.latest.get(&request.key) {
-            Some((_, item)) => item.clone(),
-            None => cx.store.read(self.place, &request.key, false, clock_ms),
-        };
-        let rules = Rules {
-            value_len_max: spec.value_len_max as usize,
-            default_ttl_ms: spec.default_ttl_ms,
-            evicts: spec.eviction == Eviction::Evict,
-        };
+        let current = self.unconfirmed(cx, &request.key, clock_ms);
+        let rules = Rules::of(spec);
         let mut evaluated =
             evaluate(current.as_ref(), &request.operation, version, clock_ms, &rules);
         let absent = current.is_none_or(|item| item.is_over(clock_ms));
@@ -226,14 +222,13 @@ impl Replica {
         outcome: Outcome,
     ) -> Option<Outcome> {
         match (&request.operation, outcome) {
-            (Operation::Get { .. }, Outcome::Touched(version)) => {
-                let latest =
-                    self.primary.as_ref().and_then(|primary| primary.latest.get(&request.key));
-                let item = match latest {
-                    Some((_, item)) => item.clone(),
-                    None => cx.store.read(self.place, &request.key, false, 0),
-                };
+            (Operation::Get { .. } | Operation::Look { .. }, Outcome::Touched(version)) => {
+                let item = self.unconfirmed(cx, &request.key, 0);
                 item.filter(|item| item.version == version).map(Outcome::Hit)
+            }
+            (Operation::Look { .. }, Outcome::Won(seen)) => {
+                let item = self.unconfirmed(cx, &request.key, 0);
+                item.filter(|item| item.version == seen.version).map(Outcome::Won)
             }
             (_, outcome) => Some(outcome),
         }
@@ -274,23 +269,42 @@ impl Replica {
             primary.pending_ids.insert(*id, entry.seq);
         }
         let Some(Effect { key, change }) = &entry.effect else { return };
+        if let Change::Clear(version) = change {
+            primary.cleared.insert(key.cache, (entry.seq, *version));
+            let of_cache = primary.latest.iter_mut().filter(|(other, _)| other.cache == key.cache);
+            of_cache.for_each(|(_, (_, item))| *item = None);
+            return;
+        }
         let item = match change {
             Change::Put(item) => Some(item.clone()),
-            Change::Remove(_) => None,
-            Change::Touch { version, deadline_ms } => {
-                let current = match primary.latest.get(key) {
-                    Some((_, item)) => item.clone(),
-                    None => cx.store.read(self.place, key, false, entry.clock_ms),
-                };
-                match current {
+            Change::Remove(_) | Change::Clear(_) => None,
+            Change::Touch { version, deadline_ms, marks } => {
+                match self.unconfirmed(cx, key, entry.clock_ms) {
                     Some(item) if item.version == *version => {
-                        Some(Item { deadline_ms: *deadline_ms, ..item })
+                        Some(Item { deadline_ms: *deadline_ms, marks: *marks, ..item })
                     }
                     other => other,
                 }
             }
         };
+        let Some(primary) = &mut self.primary else { return };
         primary.latest.insert(key.clone(), (entry.seq, item));
+    }
+
+    /// The newest state of a key at its primary, confirmed or not.
+    pub(super) fn unconfirmed<S: Store>(
+        &self,
+        cx: &Context<'_, S>,
+        key: &ItemKey,
+        clock_ms: u64,
+    ) -> Option<Item> {
+        let primary = self.primary.as_ref();
+        if let Some((_, item)) = primary.and_then(|primary| primary.latest.get(key)) {
+            return item.clone();
+        }
+        let item = cx.store.read(self.place, key, false, clock_ms)?;
+        let cleared = primary.and_then(|primary| primary.cleared.get(&key.cache));
+        cleared.is_none_or(|(_, version)| item.version > *version).then_some(item)
     }
 
     /// Sends each copy what it was not sent yet.
@@ -378,8 +392,11 @@ impl Replica {
 
     /// Applies and acknowledges what every copy that counts has confirmed.
     pub(super) fn advance<S: Store>(&mut self, cx: &mut Context<'_, S>) {
-        let required = self.required(cx);
         let Some(primary) = &self.primary else { return };
+        if primary.serves() && self.applied == self.log.last() {
+            return;
+        }
+        let required = self.required(cx);
         let barrier = match primary.phase {
             Phase::Leased | Phase::Sealing(_) => return,
             Phase::Starting { barrier } => Some(barrier),
@@ -544,6 +561,7 @@ fn next_version(term: Term, counter: &mut u64) -> Option<Version> {
 fn short(outcome: &Outcome) -> Outcome {
     match outcome {
         Outcome::Hit(item) => Outcome::Touched(item.version),
+        Outcome::Won(item) => Outcome::Won(Item { version: item.version, ..Item::default() }),
         outcome => outcome.clone(),
     }
 }

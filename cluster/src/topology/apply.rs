@@ -128,6 +128,7 @@ impl Topology {
     ) -> Result<Applied, Rejected> {
         let known = self.nodes.get(&node).map(|info| (info.incarnation, info.state));
         let joined = |state| NodeInfo {
+            name: profile.name.clone(),
             incarnation,
             addresses: profile.addresses.clone(),
             weight: profile.weight,
@@ -269,6 +270,8 @@ impl Topology {
             on_loss: to.on_loss,
             value_len_max: to.value_len_max,
             default_ttl_ms: to.default_ttl_ms,
+            policy: to.policy.clone(),
+            memory: to.memory,
             ..spec.clone()
         };
         check_cache(&changed)?;

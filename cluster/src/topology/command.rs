@@ -16,6 +16,8 @@ pub const COMMANDS_PER_BATCH_MAX: usize = 4_096;
 /// What a node says of itself when it joins.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct NodeProfile {
+    /// The operator's name of the node.
+    pub name: String,
     /// Listener name to address.
     pub addresses: BTreeMap<String, String>,
     /// Share relative to others, in thousandths. 0 holds nothing.
@@ -44,6 +46,10 @@ pub struct CacheSettings {
     pub value_len_max: u32,
     /// End of items that are written without one, in milliseconds from the write.
     pub default_ttl_ms: Option<u64>,
+    /// Which of its policies the store follows, by name; nothing here depends on it.
+    pub policy: String,
+    /// Bytes on every node, 0 to let each choose; nothing here depends on it.
+    pub memory: u64,
 }
 
 /// What may happen to the table.
@@ -181,7 +187,7 @@ pub enum TopologyCommand {
 }
 
 /// What became of a command.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Applied {
     /// Partitions whose state changed.
     pub changed: Vec<Place>,
@@ -190,7 +196,7 @@ pub struct Applied {
 }
 
 /// Why a command changed nothing.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Rejected {
     /// The partition changed since.
@@ -266,7 +272,7 @@ pub enum Rejected {
 }
 
 /// Why a cache cannot be as described.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum CacheFault {
     /// Letters, digits, `-`, `_` and `.` only, and not too long.

@@ -14,6 +14,8 @@ pub(crate) fn cache(copies: u8) -> CacheSpec {
         on_loss: OnLoss::Reset,
         value_len_max: 1 << 20,
         default_ttl_ms: None,
+        policy: String::new(),
+        memory: 0,
     }
 }
 
@@ -292,11 +294,14 @@ fn settings_of_a_cache_change_but_not_what_it_promises() {
         on_loss: OnLoss::Block,
         value_len_max: 9,
         default_ttl_ms: Some(5),
+        policy: "lru".into(),
+        memory: 1 << 20,
     };
     let change = |settings| TopologyCommand::ChangeCache { name: "c".into(), settings };
     topology.apply(&change(settings.clone())).expect("changed");
     let spec = &topology.caches["c"];
     assert_eq!((spec.min_in_sync, spec.on_loss, spec.copies), (2, OnLoss::Block, 2));
+    assert_eq!((spec.policy.as_str(), spec.memory), ("lru", 1 << 20));
     let wrong = change(CacheSettings { min_in_sync: 3, ..settings });
     assert_eq!(refused(&mut topology, &wrong), CacheFault::MinInSync.into());
 }

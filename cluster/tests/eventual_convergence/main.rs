@@ -493,6 +493,56 @@ fn an_owner_removed_while_cut_off_hands_over_what_it_took_meanwhile() {
 }
 
 #[test]
+fn a_learner_given_up_hands_over_what_it_took_as_an_owner() {
+    let mut world = World::new(23, Setting::default());
+    let k = key(KEEP, "k");
+    // Owner 0 does not hear of the write, and owner 1, which took it, dies.
+    world.isolate(0);
+    assert!(stored(&world.answer(1, &k, set("v", Ttl::Never))));
+    world.run(100);
+    world.restart(1);
+    let (left, away) = (world.machines[0].member, world.machines[2].member);
+    world.change(|state| {
+        state.in_sync = vec![left];
+        state.learners = vec![away];
+    });
+    world.push_topology();
+    world.run(100);
+    world.change(|state| state.learners.clear());
+    world.push_topology();
+    world.run(1_000);
+    world.heal();
+    world.run(HEAL_MS);
+    assert_eq!(world.value(0, &k).as_deref(), Some("v"));
+    assert_eq!(world.value(2, &k), None, "and drops it then");
+}
+
+#[test]
+fn an_empty_copy_from_before_a_loss_serves_when_it_is_made_the_owner() {
+    let mut world = World::new(24, Setting::default());
+    let (first, other) = (world.machines[0].member, world.machines[2].member);
+    let empty = world.restart(2);
+    assert_ne!(empty, other);
+    world.isolate(2);
+    world.change(|state| {
+        state.in_sync = vec![first];
+        state.learners = vec![empty];
+    });
+    world.push_topology_to(2);
+    world.run(100);
+    world.change(|state| {
+        state.generation = Generation(1);
+        state.in_sync = vec![empty];
+        state.learners.clear();
+    });
+    world.push_topology_to(2);
+    world.run(100);
+    let k = key(KEEP, "k");
+    assert!(world.machines[2].eventual.serves(world.place(&k)));
+    assert!(stored(&world.answer(2, &k, set("v", Ttl::Never))));
+}
+
+#[test]
 fn after_all_copies_were_lost_a_copy_of_before_brings_nothing_back() {
     let mut world = World::new(21, Setting::default());
     let k = key(KEEP, "k");

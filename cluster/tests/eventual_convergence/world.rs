@@ -502,6 +502,7 @@ impl World {
 
 fn info(incarnation: Incarnation) -> NodeInfo {
     NodeInfo {
+        name: String::new(),
         incarnation,
         addresses: BTreeMap::new(),
         weight: 1_000,
@@ -533,5 +534,7 @@ fn spec(id: CacheId, eviction: Eviction, setting: &Setting) -> CacheSpec {
         on_loss: OnLoss::Reset,
         value_len_max: 1 << 20,
         default_ttl_ms: None,
+        policy: String::new(),
+        memory: 0,
     }
 }

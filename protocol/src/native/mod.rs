@@ -21,6 +21,7 @@ pub mod admin;
 mod error;
 mod frame;
 mod list;
+mod numbered;
 mod request;
 mod response;
 mod value;

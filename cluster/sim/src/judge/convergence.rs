@@ -63,7 +63,7 @@ mod tests {
         let items = items.iter().map(|&(value, version, deadline_ms)| {
             let key = ItemKey { cache: CacheId(1), key: Bytes::from_static(b"k") };
             let value = Bytes::from_static(value.as_bytes());
-            (key, Item { value, flags: 0, version: Version(version), deadline_ms })
+            (key, Item { value, version: Version(version), deadline_ms, ..Item::default() })
         });
         let owner = Member { node: NodeId(node), incarnation: Incarnation(1) };
         Copy { owner, items: items.collect() }

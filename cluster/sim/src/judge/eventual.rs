@@ -158,7 +158,7 @@ mod tests {
 
     fn item(value: &'static str) -> Item {
         let value = Bytes::from_static(value.as_bytes());
-        Item { value, flags: 0, version: Version(1), deadline_ms: None }
+        Item { value, version: Version(1), ..Item::default() }
     }
 
     fn wrote(judge: &mut Eventual, value: &'static str) {

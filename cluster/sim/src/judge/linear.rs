@@ -73,9 +73,13 @@ fn again_after(
     rules: &Rules,
 ) -> impl Iterator<Item = lin::Record> {
     let pairs = losses.iter().flat_map(|loss| calls.iter().map(move |call| (loss.0, call)));
-    pairs
-        .filter(|(lost_at, call)| call.may_have_changed() && call.called < *lost_at)
-        .map(|(lost_at, call)| lin::Record { called: time(lost_at), ..unanswered(call, rules) })
+    pairs.filter(|(lost_at, call)| call.may_have_changed() && call.called < *lost_at).map(
+        |(lost_at, call)| {
+            // A repeat that comes so late counts the end that it gives from when it is carried out.
+            let repeat = Call { called: lost_at, returned: Time::MAX, ..Call::clone(call) };
+            unanswered(&repeat, rules)
+        },
+    )
 }
 
 /// The record of a call; `None` when it certainly did nothing and saw nothing.
@@ -116,12 +120,13 @@ fn time(at: Time) -> i64 {
 
 fn operation(operation: &Operation) -> lin::Operation {
     match operation {
-        Operation::Get { touch: None } => lin::Operation::Get,
-        Operation::Get { touch: Some(_) } => lin::Operation::GetAndTouch,
-        Operation::Store { value, compare: Some(version), .. } => {
+        Operation::Get { touch: None } | Operation::Look { touch: None, .. } => lin::Operation::Get,
+        Operation::Get { touch: Some(_) } | Operation::Look { .. } => lin::Operation::GetAndTouch,
+        Operation::Store { value, compare: Some(version), .. }
+        | Operation::Amend { value, compare: Some(version), .. } => {
             lin::Operation::CompareAndSet { expected: version.0, value: value.to_vec() }
         }
-        Operation::Store { mode, value, .. } => {
+        Operation::Store { mode, value, .. } | Operation::Amend { mode, value, .. } => {
             let value = value.to_vec();
             match mode {
                 StoreMode::Set => lin::Operation::Set(value),
@@ -131,7 +136,11 @@ fn operation(operation: &Operation) -> lin::Operation {
                 StoreMode::Prepend => lin::Operation::Prepend(value),
             }
         }
-        Operation::Delete { .. } => lin::Operation::Delete,
+        // The calls of a run mark nothing, and remove all of a partition only when all its keys are
+        // judged by it.
+        Operation::Delete { .. } | Operation::Mark { .. } | Operation::Clear => {
+            lin::Operation::Delete
+        }
         Operation::Touch { .. } => lin::Operation::Touch,
         Operation::Arithmetic { direction, delta, create, .. } => lin::Operation::Count {
             up: *direction == Direction::Increment,
@@ -143,7 +152,7 @@ fn operation(operation: &Operation) -> lin::Operation {
 
 fn answer(call: &Call, outcome: &Outcome) -> Option<lin::Answer> {
     Some(match outcome {
-        Outcome::Hit(item) => {
+        Outcome::Hit(item) | Outcome::Won(item) => {
             lin::Answer::Value { value: item.value.to_vec(), version: Some(item.version.0) }
         }
         Outcome::NotFound => lin::Answer::Absent,
@@ -163,4 +172,66 @@ fn answer(call: &Call, outcome: &Outcome) -> Option<lin::Answer> {
         // Nothing changed; nothing was seen.
         Outcome::OutOfMemory | Outcome::TooLarge => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use kiln_cluster::effect::{Item, ItemKey, Ttl};
+    use kiln_cluster::ids::{CacheId, GroupKey, Mode, PartitionId, Place, Version};
+
+    use super::*;
+    use crate::queue::SECOND;
+
+    const RULES: Rules =
+        Rules { evicts: false, default_ttl_ms: None, clock_error_ms: 100, min_in_sync: 1 };
+
+    fn call(operation: Operation, called: Time, outcome: Outcome) -> Call {
+        Call {
+            client: 1,
+            counter: called,
+            key: ItemKey { cache: CacheId(1), key: Bytes::from_static(b"k") },
+            place: Place {
+                group: GroupKey { mode: Mode::Strong, copies: 2 },
+                partition: PartitionId(0),
+            },
+            operation,
+            called,
+            returned: called + SECOND,
+            ending: Ending::Answered(outcome),
+            clock_low_ms: 0,
+        }
+    }
+
+    /// A set that ends after three seconds, and a read of its value much later.
+    fn seen_again() -> [Call; 2] {
+        let value = Bytes::from_static(b"v");
+        let set = Operation::Store {
+            mode: StoreMode::Set,
+            value: value.clone(),
+            flags: 0,
+            ttl: Ttl::After(3_000),
+            compare: None,
+        };
+        let item =
+            Item { value, version: Version(9), deadline_ms: Some(23_000), ..Item::default() };
+        let get = Operation::Get { touch: None };
+        [call(set, 0, Outcome::Stored(Version(1))), call(get, 20 * SECOND, Outcome::Hit(item))]
+    }
+
+    #[test]
+    fn an_ended_value_may_come_again_by_a_late_repeat_after_a_loss() {
+        let [set, get] = seen_again();
+        let loss = (10 * SECOND, 11 * SECOND);
+        assert_eq!(judge(&[&set, &get], &[loss], &RULES).ok(), Some(Finding::Fine));
+    }
+
+    #[test]
+    fn without_a_loss_an_ended_value_does_not_come_again() {
+        let [set, get] = seen_again();
+        judge(&[&set, &get], &[], &RULES).unwrap_err();
+        // A repeat comes after the loss that made it possible.
+        let late = (30 * SECOND, 31 * SECOND);
+        judge(&[&set, &get], &[late], &RULES).unwrap_err();
+    }
 }

@@ -333,9 +333,8 @@ mod tests {
     fn hit(value: &'static str, version: u64) -> Outcome {
         Outcome::Hit(Item {
             value: Bytes::from_static(value.as_bytes()),
-            flags: 0,
             version: Version(version),
-            deadline_ms: None,
+            ..Item::default()
         })
     }
 
@@ -499,9 +498,9 @@ mod tests {
         let mut judge = Order::default();
         let item = Item {
             value: Bytes::from_static(b"a"),
-            flags: 0,
             version: Version(1),
             deadline_ms: Some(1_000),
+            ..Item::default()
         };
         let call = |clock_low_ms| Call {
             client: 1,

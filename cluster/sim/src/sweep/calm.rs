@@ -378,6 +378,8 @@ fn spec(copies: u8) -> CacheSpec {
         on_loss: OnLoss::Reset,
         value_len_max: 1 << 20,
         default_ttl_ms: None,
+        policy: String::new(),
+        memory: 0,
     }
 }
 

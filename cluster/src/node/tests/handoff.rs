@@ -111,6 +111,32 @@ fn a_learner_that_was_removed_and_added_again_is_filled_again() {
 }
 
 #[test]
+fn a_learner_that_was_emptied_before_the_first_chunk_is_filled_by_another_transfer() {
+    use crate::strong::StrongMessage::Ready;
+    let mut world = World::new(2, spec());
+    world.assign(&[1]);
+    world.done(1, "k", set("v"));
+    world.keep =
+        Some(Box::new(|_, _, body| is_strong(body, |message| matches!(message, Ready { .. }))));
+    let (member, version) = (world.member(2), world.state().version);
+    world.commit(Command::AddLearner { place: PLACE, version, member });
+    world.run_ms(100);
+    assert!(!world.kept.is_empty(), "the learner is ready");
+    // The primary sees both changes at once and goes on with the transfer that it began.
+    world.paused.insert(node(1));
+    let version = world.state().version;
+    world.commit(Command::RemoveLearner { place: PLACE, version, member });
+    let version = world.state().version;
+    world.commit(Command::AddLearner { place: PLACE, version, member });
+    world.paused.clear();
+    world.push_table();
+    world.release();
+    world.run_ms(1_000);
+    assert_eq!(world.state().in_sync.len(), 2);
+    assert!(world.held(2, "k").is_some());
+}
+
+#[test]
 fn a_copy_that_was_removed_and_comes_back_is_filled_and_promoted() {
     let mut world = World::new(2, spec());
     world.assign(&[1, 2]);

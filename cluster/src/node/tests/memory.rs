@@ -96,6 +96,29 @@ fn what_ended_is_dropped_on_every_copy_without_further_writes() {
 }
 
 #[test]
+fn what_only_the_primary_s_clock_holds_for_ended_is_not_dropped_under_a_lease() {
+    let mut world = World::new(2, CacheSpec { read: ReadMode::Lease, ..spec() });
+    world.assign(&[1, 2]);
+    world.done(1, "k", set_for("v", Ttl::After(20_000)));
+    // Just before the primary looks after ends it renews its lease; then its clock leaps, and
+    // nobody hears of that.
+    let upkeep_in_ms = world.nodes[&node(1)].upkeep_at.since_ms(world.now);
+    world.run_ms(upkeep_in_ms.saturating_sub(100));
+    assert_eq!(world.get(1, "k"), Some("v".into()));
+    world.lost = Some(Box::new(|from, _, _| from == node(1)));
+    *world.wall_ms.get_mut(&node(1)).expect("its clock") += 60_000;
+    world.run_ms(200);
+    let read = world.ask(1, "k", GET);
+    let missed = matches!(world.reply(read), Some(Reply::Done(Outcome::NotFound)));
+    world.kill(1);
+    world.fail_over(2, &[1]);
+    world.run_ms(1_000);
+    let back = world.get(2, "k").is_some();
+    assert!(back, "its end is far away by the clock of the copy that is left");
+    assert!(!missed, "what was missed came back");
+}
+
+#[test]
 fn an_item_that_is_prolonged_in_time_is_not_dropped_by_a_copy_whose_clock_is_ahead() {
     let mut world = World::new(2, spec());
     world.assign(&[1, 2]);

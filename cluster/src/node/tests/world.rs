@@ -64,6 +64,8 @@ pub(super) fn spec() -> CacheSpec {
         on_loss: OnLoss::Reset,
         value_len_max: 1 << 20,
         default_ttl_ms: None,
+        policy: String::new(),
+        memory: 0,
     }
 }
 
@@ -110,6 +112,7 @@ impl World {
         let facts = LocalFacts { readiness: Readiness::Ready, ..LocalFacts::default() };
         self.give(node, Event::Facts(facts));
         let profile = NodeProfile {
+            name: format!("n{node}"),
             addresses: BTreeMap::new(),
             weight: 1_000,
             zone: String::new(),
