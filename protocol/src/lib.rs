@@ -11,6 +11,7 @@
 pub mod command;
 pub mod memcached;
 pub mod native;
+pub mod peer;
 
 /// What a parser makes of the bytes it was given.
 ///

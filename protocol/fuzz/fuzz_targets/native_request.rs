@@ -45,6 +45,9 @@ fuzz_target!(|body: &[u8]| {
         Body::ListCaches => encode::bare(&mut out, id, Op::ListCaches),
         Body::Topology => encode::bare(&mut out, id, Op::Topology),
         Body::Info => encode::bare(&mut out, id, Op::Info),
+        Body::ClusterStatus => encode::bare(&mut out, id, Op::ClusterStatus),
+        Body::ChangeCluster(change) => encode::change_cluster(&mut out, id, change),
+        Body::Digests(request) => encode::digests(&mut out, id, request),
     }
     assert_eq!(Request::decode(&out[4..]), Ok(request));
 });

@@ -1,0 +1,203 @@
+//! What a link does while all is well.
+
+use super::{
+    super::{CallError, Refused, outbox::*, wire},
+    *,
+};
+
+#[tokio::test]
+async fn what_is_sent_arrives_in_order_and_whole() {
+    let (a, b) = TestNode::pair().await;
+    let bodies: Vec<_> = (0..1_000)
+        .map(|number| match number % 3 {
+            0 => append(number, noise(number as usize)),
+            _ => small(number),
+        })
+        .collect();
+    for turn in bodies.chunks(7) {
+        a.send(&b, turn.to_vec());
+        a.links.flush();
+    }
+    b.receives(&bodies).await;
+    let heads = b.inbox.messages.lock();
+    assert!(heads.iter().all(|(message, _)| message.from == a.member && message.to == b.member));
+    assert!(heads.iter().all(|(message, _)| message.cluster == CLUSTER));
+    assert!(heads.iter().all(|(message, _)| message.clock_ms == 1_700_000_000_000));
+    drop(heads);
+    let (sent, got) = (a.stats(b.member.node), b.stats(a.member.node));
+    assert_eq!((sent.messages_out, got.messages_in), (143, 143));
+    assert_eq!((sent.dropped, sent.withheld, got.withheld, got.corrupt), (0, 0, 0, 0));
+}
+
+#[tokio::test]
+async fn all_of_one_turn_is_one_frame_and_says_what_follows() {
+    let (a, b) = TestNode::pair().await;
+    let before = a.stats(b.member.node).frames_out;
+    for number in 0..50 {
+        a.send(&b, vec![small(number)]);
+    }
+    assert_eq!(b.received(), [], "nothing leaves before the flush");
+    a.links.flush();
+    assert_eq!(a.stats(b.member.node).frames_out, before + 1);
+    b.receives(&(0..50).map(small).collect::<Vec<_>>()).await;
+    let more: Vec<_> = b.inbox.messages.lock().iter().map(|(_, more)| *more).collect();
+    assert_eq!(more, [vec![true; 49], vec![false]].concat());
+}
+
+#[tokio::test]
+async fn a_long_turn_is_cut_into_frames_of_about_256_kib() {
+    let (a, b) = TestNode::pair().await;
+    let before = a.stats(b.member.node).frames_out;
+    let bodies: Vec<_> = (0..64).map(|number| append(number, noise(64 << 10))).collect();
+    a.send(&b, bodies.clone());
+    a.links.flush();
+    until("all is written", || a.stats(b.member.node).queued_bytes == 0).await;
+    let frames = a.stats(b.member.node).frames_out - before;
+    assert!((12..=18).contains(&frames), "{frames}");
+    b.receives(&bodies).await;
+}
+
+#[tokio::test]
+async fn a_message_of_ten_mebibytes_arrives() {
+    let (a, b) = TestNode::pair().await;
+    let bodies = [small(1), append(2, noise(10 << 20)), small(3)];
+    a.send(&b, bodies.to_vec());
+    a.links.flush();
+    b.receives(&bodies).await;
+}
+
+#[tokio::test]
+async fn large_bodies_that_can_be_made_smaller_are() {
+    let (a, b) = TestNode::pair().await;
+    let before = a.stats(b.member.node).bytes_out;
+    let bodies = [append(1, vec![b'x'; 200 << 10].into())];
+    a.send(&b, bodies.to_vec());
+    a.links.flush();
+    b.receives(&bodies).await;
+    let bytes = a.stats(b.member.node).bytes_out - before;
+    assert!(bytes < 10 << 10, "{bytes}");
+}
+
+#[tokio::test]
+async fn a_call_is_answered_whatever_its_length() {
+    let (a, b) = TestNode::pair().await;
+    for len in [0, 1, 100, 63 << 10, 65 << 10, 3 << 20] {
+        let body = noise(len);
+        assert_eq!(a.call(&b, ECHO, &body).await.unwrap(), body);
+    }
+    let refused = a.call(&b, 0x7f, b"").await.unwrap_err();
+    assert!(matches!(refused, CallError::Refused(Refused::UnknownKind)));
+    assert!(!refused.may_have_been_done());
+}
+
+#[tokio::test]
+async fn calls_are_answered_side_by_side_and_from_any_thread() {
+    let (a, b) = TestNode::pair().await;
+    let silent = a.links.call(b.member.node, SILENCE, Bytes::new(), PATIENCE);
+    let links = a.links.clone();
+    let to = b.member.node;
+    let others = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async move {
+            for number in 0..100_u32 {
+                let body = Bytes::copy_from_slice(&number.to_be_bytes());
+                assert_eq!(links.call(to, ECHO, body.clone(), PATIENCE).await.unwrap(), body);
+            }
+        });
+    });
+    tokio::select! {
+        answer = silent => panic!("{answer:?}"),
+        () = until("the other thread is done", || others.is_finished()) => {}
+    }
+    others.join().unwrap();
+}
+
+#[tokio::test]
+async fn a_call_ends_at_its_deadline_on_both_sides() {
+    let (a, b) = TestNode::pair().await;
+    let begin = Instant::now();
+    let within = Duration::from_millis(50);
+    let error = a.links.call(b.member.node, SILENCE, Bytes::new(), within).await.unwrap_err();
+    assert!(matches!(error, CallError::Deadline), "{error:?}");
+    assert!(error.may_have_been_done());
+    assert!(begin.elapsed() >= within);
+    until("the handler was dropped", || *b.inbox.given_up.lock() == 1).await;
+}
+
+#[tokio::test]
+async fn more_calls_than_the_bound_are_refused_and_its_answers_may_not_be_endless() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let settings = LinkSettings { calls_max: 3, ..LinkSettings::default() };
+    let a = TestNode::start_on(listener, 1, 11, CLUSTER, settings);
+    let b = TestNode::start(2, 22, CLUSTER);
+    a.link_to(&b);
+    a.linked(b.member.node).await;
+    let within = Duration::from_millis(300);
+    let call = || a.links.call(b.member.node, SILENCE, Bytes::new(), within);
+    let (first, second, third, fourth) = tokio::join!(call(), call(), call(), call());
+    for waiting in [first, second, third] {
+        assert!(matches!(waiting, Err(CallError::Deadline)));
+    }
+    assert!(matches!(fourth, Err(CallError::Busy)));
+
+    let too_long = a.call(&b, LONG, &(66_u32 << 20).to_be_bytes()).await;
+    assert!(matches!(too_long, Err(CallError::Refused(Refused::AnswerTooLarge))), "{too_long:?}");
+    let body = Bytes::from(vec![0; 66 << 20]);
+    let too_long = a.links.call(b.member.node, ECHO, body, within).await;
+    assert!(matches!(too_long, Err(CallError::TooLarge { .. })));
+}
+
+#[tokio::test]
+async fn the_round_trip_is_measured() {
+    let (a, b) = TestNode::pair().await;
+    until("it is known", || a.stats(b.member.node).round_trip.is_some()).await;
+    let trip = a.stats(b.member.node).round_trip.unwrap();
+    assert!(trip < Duration::from_secs(1), "{trip:?}");
+    assert_eq!(a.stats(b.member.node).name.as_deref(), Some("node-2"));
+    assert_eq!(a.stats(b.member.node).member, Some(b.member));
+}
+
+#[test]
+fn a_write_of_one_kibibyte_is_little_more_on_the_wire() {
+    let mut out = Vec::new();
+    wire::put_body(&mut out, &append(1, noise(1_024))).unwrap();
+    assert!(out.len() < 1_024 + 128, "{}", out.len());
+}
+
+#[test]
+fn what_waits_is_bounded_and_one_message_always_fits() {
+    let room = Room { messages: 100_000, calls: 1_000 };
+    let mut out = Outbox::new(room, usize::MAX);
+    let message = |len| Message {
+        cluster: CLUSTER,
+        from: member(1, 1),
+        to: member(2, 2),
+        clock_ms: 1,
+        bodies: vec![append(1, noise(len))],
+    };
+    assert_eq!(out.message(&message(1 << 20)), Ok(()));
+    assert_eq!(out.message(&message(1)), Err(Rejected::Full));
+    assert!(out.waiting() > 1 << 20);
+
+    let label = kiln_protocol::peer::Label {
+        kind: kiln_protocol::peer::FrameKind::Call,
+        detail: 0,
+        number: 1,
+    };
+    assert_eq!(out.frame(label, &[&noise(999)]), Ok(()), "calls have room of their own");
+    assert_eq!(out.frame(label, &[b""]), Err(Rejected::Full));
+}
+
+#[test]
+fn a_message_longer_than_a_frame_is_refused_and_leaves_nothing_behind() {
+    let mut out = Outbox::new(Room { messages: 1 << 30, calls: 0 }, usize::MAX);
+    let message = Message {
+        cluster: CLUSTER,
+        from: member(1, 1),
+        to: member(2, 2),
+        clock_ms: 1,
+        bodies: vec![append(1, Bytes::from(vec![0; 66 << 20]))],
+    };
+    assert!(matches!(out.message(&message), Err(Rejected::TooLarge { .. })));
+    assert_eq!((out.waiting(), out.is_empty()), (0, true));
+}
