@@ -31,6 +31,7 @@ class Node:
         self.process = subprocess.Popen(
             [binary, "serve", "--listen-memcached", "127.0.0.1:0", "--listen-native", "127.0.0.1:0",
              "--listen-http", "127.0.0.1:0",
+             *([] if "--listen-peer" in flags else ["--listen-peer", "127.0.0.1:0"]),
              "--listen-memcached-unix", self.socket, "--threads", "2", *flags],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.log, text=True,
             env=environment)

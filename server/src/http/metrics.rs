@@ -9,7 +9,7 @@ use prometheus::{
     proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType},
 };
 
-use crate::{node::Node, process::Usage};
+use crate::{cluster::Figures, node::Node, peer::LinkStats, process::Usage};
 
 /// All metrics, now.
 pub(super) fn render(node: &Node) -> prometheus::Result<String> {
@@ -17,8 +17,11 @@ pub(super) fn render(node: &Node) -> prometheus::Result<String> {
     about_node(&mut families, node);
     let stats = node.caches.stats();
     about_commands(&mut families, node, &stats);
+    about_http(&mut families, node);
     about_items(&mut families, node, &stats);
     about_caches(&mut families, node);
+    about_cluster(&mut families, node);
+    about_links(&mut families, node);
     if let Some(usage) = Usage::read() {
         about_process(&mut families, node, usage);
     }
@@ -105,6 +108,155 @@ fn about_node(families: &mut Families, node: &Node) {
     );
 }
 
+fn about_cluster(families: &mut Families, node: &Node) {
+    let Some(cluster) = node.cluster.get() else { return };
+    let topology = cluster.topology();
+    let figures = Figures::of(&topology, cluster.me.node);
+    let states = ["joining", "ready", "draining", "down"].map(|state| [("state", state)]);
+    let nodes: Vec<_> = states
+        .iter()
+        .zip(figures.nodes)
+        .map(|(labels, count)| (labels.as_slice(), count as f64))
+        .collect();
+    families.gauge("kiln_cluster_nodes", "Nodes in the table, by state.", &nodes);
+    for (name, help, value) in [
+        ("kiln_cluster_epoch", "Version of the agreed table.", topology.epoch.0 as f64),
+        ("kiln_cluster_partitions", "Partitions of all groups.", figures.partitions as f64),
+        (
+            "kiln_cluster_partitions_short",
+            "Partitions with fewer copies in sync than promised.",
+            figures.short as f64,
+        ),
+        (
+            "kiln_cluster_partitions_headless",
+            "Partitions that nobody orders writes for.",
+            figures.headless as f64,
+        ),
+        ("kiln_cluster_copies_filling", "Copies being filled.", figures.filling as f64),
+        ("kiln_cluster_partitions_led", "Partitions that this node leads.", figures.led as f64),
+        ("kiln_cluster_partitions_held", "Copies in sync on this node.", figures.held as f64),
+    ] {
+        families.one_gauge(name, help, value);
+    }
+    families.one_counter(
+        "kiln_cluster_losses_total",
+        "Times that all copies of a partition were lost.",
+        figures.losses as f64,
+    );
+    let overview = cluster.overview();
+    families.one_gauge(
+        "kiln_cluster_requests_waiting",
+        "Requests that wait for other nodes.",
+        overview.waiting as f64,
+    );
+    families.one_gauge(
+        "kiln_cluster_leads",
+        "Whether this node leads the controller group.",
+        f64::from(u8::from(overview.controller == Some(cluster.me.node))),
+    );
+    for (name, help, value) in [
+        ("kiln_cluster_takeovers_total", "Partitions taken over.", overview.counts.takeovers),
+        ("kiln_cluster_copies_filled_total", "Copies filled.", overview.counts.filled),
+        (
+            "kiln_cluster_filled_bytes_total",
+            "Bytes of copies filled.",
+            overview.counts.filled_bytes,
+        ),
+        ("kiln_cluster_foreign_messages_total", "Messages dropped.", overview.counts.foreign),
+    ] {
+        families.one_counter(name, help, value as f64);
+    }
+}
+
+/// Name, help, and value of a figure that each link has.
+type Figure<'a> = (&'a str, &'a str, &'a dyn Fn(&LinkStats) -> f64);
+
+fn about_links(families: &mut Families, node: &Node) {
+    let Some(cluster) = node.cluster.get() else { return };
+    let (links, turned_away) = cluster.links();
+    families.one_counter(
+        "kiln_links_turned_away_total",
+        "Connections of other nodes that were refused.",
+        turned_away as f64,
+    );
+    let names: Vec<String> = links.iter().map(|link| cluster.name_of(link.node)).collect();
+    let of_each = |value: &dyn Fn(&LinkStats) -> f64| -> Vec<([(&str, &str); 1], f64)> {
+        let named = names.iter().zip(&links);
+        named.map(|(name, link)| ([("peer", name.as_str())], value(link))).collect()
+    };
+    let gauges: [Figure<'_>; 3] = [
+        ("kiln_link_connected", "Whether this node is connected to the other.", &|link| {
+            f64::from(u8::from(link.connected_since_ms.is_some()))
+        }),
+        ("kiln_link_queued_bytes", "Bytes that wait to be written.", &|link| {
+            link.queued_bytes as f64
+        }),
+        ("kiln_link_round_trip_seconds", "There and back, as last measured.", &|link| {
+            link.round_trip.map_or(0.0, |time| time.as_secs_f64())
+        }),
+    ];
+    for (name, help, value) in gauges {
+        let values = of_each(value);
+        let values: Vec<_> = values.iter().map(|(label, value)| (&label[..], *value)).collect();
+        families.gauge(name, help, &values);
+    }
+    let counters: [Figure<'_>; 10] = [
+        ("kiln_link_sent_bytes_total", "Bytes written.", &|link| link.bytes_out as f64),
+        ("kiln_link_received_bytes_total", "Bytes read.", &|link| link.bytes_in as f64),
+        ("kiln_link_sent_frames_total", "Frames written.", &|link| link.frames_out as f64),
+        ("kiln_link_received_frames_total", "Frames read.", &|link| link.frames_in as f64),
+        ("kiln_link_sent_messages_total", "Messages sent.", &|link| link.messages_out as f64),
+        ("kiln_link_received_messages_total", "Messages received.", &|link| {
+            link.messages_in as f64
+        }),
+        ("kiln_link_dropped_messages_total", "Messages not sent.", &|link| link.dropped as f64),
+        ("kiln_link_withheld_messages_total", "Messages for another life.", &|link| {
+            link.withheld as f64
+        }),
+        ("kiln_link_corrupt_frames_total", "Damaged frames.", &|link| link.corrupt as f64),
+        ("kiln_link_reconnects_total", "Connections after the first.", &|link| {
+            link.reconnects as f64
+        }),
+    ];
+    for (name, help, value) in counters {
+        let values = of_each(value);
+        let values: Vec<_> = values.iter().map(|(label, value)| (&label[..], *value)).collect();
+        families.counter(name, help, &values);
+    }
+}
+
+fn about_http(families: &mut Families, node: &Node) {
+    let http = &node.http;
+    families.one_gauge(
+        "kiln_http_connections",
+        "HTTP connections open now.",
+        http.connections() as f64,
+    );
+    families.one_gauge(
+        "kiln_http_connections_max",
+        "HTTP connections that may be open.",
+        node.config.max_http_connections.0 as f64,
+    );
+    families.one_counter(
+        "kiln_http_connections_accepted_total",
+        "HTTP connections served since the start.",
+        http.accepted() as f64,
+    );
+    families.one_counter(
+        "kiln_http_connections_rejected_total",
+        "HTTP connections turned away because there were too many.",
+        http.rejected() as f64,
+    );
+    let classes = [("2xx", 2), ("3xx", 3), ("4xx", 4), ("5xx", 5)];
+    let labels = classes.map(|(class, _)| [("status", class)]);
+    let values: Vec<_> = labels
+        .iter()
+        .zip(&classes)
+        .map(|(labels, (_, digit))| (labels.as_slice(), http.answers(*digit) as f64))
+        .collect();
+    families.counter("kiln_http_requests_total", "HTTP requests by class of status.", &values);
+}
+
 fn about_commands(families: &mut Families, node: &Node, stats: &Stats) {
     let totals = node.totals();
     let cases: [(&str, &str, u64); 17] = [
@@ -150,6 +302,7 @@ fn about_commands(families: &mut Families, node: &Node, stats: &Stats) {
     let protocols = [
         ([("protocol", "memcached")], totals.memcached_ops as f64),
         ([("protocol", "native")], totals.native_ops as f64),
+        ([("protocol", "http")], node.http.operations() as f64),
     ];
     let protocols: Vec<_> = protocols.iter().map(|(l, count)| (l.as_slice(), *count)).collect();
     families.counter(

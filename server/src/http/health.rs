@@ -11,7 +11,9 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
+use super::gateway::Gateway;
 use crate::{
+    cluster::Figures,
     node::{Heartbeat, Node},
     shutdown::Phase,
 };
@@ -22,20 +24,36 @@ const SILENCE_MAX_MS: u64 = 30_000;
 /// One condition, by name; `Err` says why it does not hold.
 type Check = (String, Result<(), String>);
 
-pub(super) async fn live(State(node): State<Arc<Node>>, RawQuery(query): RawQuery) -> Response {
-    answer(&threads(&node), query.as_deref())
+pub(super) async fn live(
+    State(gateway): State<Arc<Gateway>>,
+    RawQuery(query): RawQuery,
+) -> Response {
+    answer(&threads(&gateway.node), query.as_deref())
 }
 
-pub(super) async fn ready(State(node): State<Arc<Node>>, RawQuery(query): RawQuery) -> Response {
-    let mut checks = vec![phase(node.shutdown.phase())];
-    checks.extend(threads(&node));
+pub(super) async fn ready(
+    State(gateway): State<Arc<Gateway>>,
+    RawQuery(query): RawQuery,
+) -> Response {
+    let mut checks = vec![phase(gateway.node.shutdown.phase())];
+    checks.extend(cluster(&gateway.node));
+    checks.extend(threads(&gateway.node));
     answer(&checks, query.as_deref())
+}
+
+/// Whether the node is a full member of its cluster.
+fn cluster(node: &Node) -> Option<Check> {
+    let cluster = node.cluster.get()?;
+    let figures = Figures::of(&cluster.topology(), cluster.me.node);
+    let trouble = figures.trouble(cluster.state());
+    Some(("cluster".to_owned(), trouble.map_or(Ok(()), Err)))
 }
 
 fn phase(phase: Phase) -> Check {
     let result = match phase {
         Phase::Ready => Ok(()),
         Phase::Starting => Err("starting".to_owned()),
+        Phase::Leaving => Err("leaving: other nodes take over".to_owned()),
         Phase::Draining => Err("stopping".to_owned()),
     };
     ("phase".to_owned(), result)

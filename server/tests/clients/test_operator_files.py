@@ -1,0 +1,46 @@
+"""The files for operators name only what a node really tells."""
+
+import json
+import re
+import urllib.request
+
+import pytest
+
+from conftest import ROOT, SOON
+
+
+@pytest.fixture(scope="module")
+def told(shared_node):
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(f"http://{shared_node.http}/metrics", timeout=SOON) as answer:
+        text = answer.read().decode()
+    series = re.findall(r"^([a-z_]+)(\{.*\})? ", text, re.MULTILINE)
+    return {name for name, _ in series}, " ".join(labels for _, labels in series)
+
+
+def names(text):
+    return set(re.findall(r"\b(?:kiln|process)_[a-z_]+", text))
+
+
+@pytest.mark.parametrize("file", ["alerts.yml", "grafana-dashboard.json"])
+def test_every_metric_and_label_that_is_asked_for_is_told(file, told):
+    metrics, labels = told
+    text = (ROOT / "config" / file).read_text()
+    if file.endswith(".json"):
+        board = json.loads(text)
+        text = " ".join(target["expr"] for panel in board["panels"] for target in panel.get("targets", []))
+    asked = names(text)
+    assert len(asked) > 10
+    assert asked <= metrics, asked - metrics
+    for label, value in re.findall(r'\b(command|result|use|protocol)="([a-z_]+)"', text):
+        assert f'{label}="{value}"' in labels, (label, value)
+
+
+def test_the_panels_of_the_grafana_dashboard_do_not_overlap():
+    board = json.loads((ROOT / "config/grafana-dashboard.json").read_text())
+    taken = set()
+    for panel in board["panels"]:
+        place = panel["gridPos"]
+        cells = {(x, y) for x in range(place["x"], place["x"] + place["w"]) for y in range(place["y"], place["y"] + place["h"])}
+        assert not cells & taken and place["x"] + place["w"] <= 24, panel["title"]
+        taken |= cells

@@ -1,0 +1,43 @@
+"""Schemathesis: requests made up from the OpenAPI document, and answers held against it.
+
+KILN_SCHEMATHESIS_EXAMPLES says how many for each operation (default: 20; at least 1,000 before a
+release). What is expected beside success: problems that depend on what the node holds, which the
+document cannot express.
+"""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+SECONDS = 60
+
+SETTINGS = """
+    [checks]
+    # 503 to 507 are answers of a node that has no room or no copy, and are documented as such.
+    not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", 503, 504, 507]
+    # A condition that does not hold, a key that came before, settings that do not fit the node.
+    positive_data_acceptance.expected-statuses =
+        ["2xx", "3xx", 401, 403, 404, 408, 409, 410, 412, 413, 414, 416, 422, 429, 431, 503, 504, 507]
+"""
+
+
+def test_no_request_that_the_document_allows_or_forbids_is_answered_otherwise(start, tmp_path):
+    pytest.importorskip("schemathesis", reason="schemathesis is not installed")
+    node = start("--memory", "256MiB")
+    settings = textwrap.dedent(SETTINGS).replace(" =\n    [", " = [")
+    (tmp_path / "schemathesis.toml").write_text(settings)
+    examples = os.environ.get("KILN_SCHEMATHESIS_EXAMPLES", "20")
+    command = [sys.executable, "-m", "schemathesis.cli", "run",
+               f"http://{node.http}/openapi.json",
+               "--phases", "examples,coverage,fuzzing", "--max-examples", examples,
+               "--continue-on-failure", "--suppress-health-check", "all", "--request-timeout", "20",
+               "--generation-deterministic", "--no-color"]
+    if examples == "20":
+        command += ["--max-time", str(SECONDS)]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    print(run.stdout[-8000:])
+    assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
+    assert node.process.poll() is None, "the node ended"
