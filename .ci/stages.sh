@@ -85,9 +85,13 @@ install_tools() {
         as_root env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
             apt-get install -y -q --no-install-recommends "${missing[@]}"
     fi
+    # A browser for the dashboard's tests, and what checks the alerts: without them those are
+    # skipped, and say so.
+    install_or_skip "the dashboard in a browser" chromium chromium-driver
+    install_or_skip "the alert rules" prometheus
     rustup component add rustfmt clippy 2>/dev/null || true
     python3 -m pip install -q --upgrade --target "$PYTHON_LIBS" \
-        pymemcache pylibmc python-memcached pytest msgpack
+        pymemcache pylibmc python-memcached pytest msgpack schemathesis openapi-python-client
     # The clients' own test suites come with their sources only.
     rm -rf "$WORK/sources"
     mkdir -p "$WORK/sources"
@@ -97,6 +101,17 @@ install_tools() {
     memcached --version
     redis-server --version
     python3 -m pip list --path "$PYTHON_LIBS"
+}
+
+# Installs packages that only what is named here needs.
+install_or_skip() {
+    local what=$1
+    shift
+    dpkg -s "$@" >/dev/null 2>&1 && return
+    { as_root apt-get update -q &&
+        as_root env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+            apt-get install -y -q --no-install-recommends "$@"; } ||
+        skip "$what: $* cannot be installed"
 }
 
 # Fuzzes each target for so many seconds, from the corpus that earlier runs left, if any.

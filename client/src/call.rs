@@ -308,7 +308,12 @@ impl<'a> Attempts<'a> {
                 return Err(error);
             }
         } else {
-            tokio::time::sleep(delay).await;
+            let begun = Instant::now();
+            if matches!(error.reason(), Reason::Unreachable { .. } | Reason::Disconnected { .. }) {
+                core.refresh_elsewhere(Deadline { at: begun + left - delay, ..self.deadline })
+                    .await;
+            }
+            tokio::time::sleep(delay.saturating_sub(begun.elapsed())).await;
         }
         Ok(())
     }

@@ -6,7 +6,10 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use kiln_protocol::native::{
     ErrorCode, Op,
-    admin::{self, CacheInfo, CacheList, CacheSpec, NodeInfo, TopologyView},
+    admin::{
+        self, CacheInfo, CacheList, CacheSpec, ClusterChange, ClusterStatus, DigestRequest,
+        Digests, NodeInfo, TopologyView,
+    },
     encode,
 };
 
@@ -193,30 +196,94 @@ impl Client {
     /// ```
     pub async fn nodes_info(&self) -> Vec<(String, Result<NodeInfo, Error>)> {
         let view = self.core.view();
-        join_all(view.nodes().map(|node| self.node_info(node))).await
+        let info = |out: &mut Vec<u8>, id| encode::bare(out, id, Op::Info);
+        let asked = view
+            .nodes()
+            .map(async |node| (node.address.to_string(), self.ask_node(node, true, info).await));
+        join_all(asked).await
     }
 
-    async fn node_info(&self, node: &Node) -> (String, Result<NodeInfo, Error>) {
-        let mut attempts = Attempts::new(&self.default, Operation::Administration, true);
-        let info = loop {
+    /// How the cluster is, as any of its nodes sees it.
+    ///
+    /// Cancel safe.
+    ///
+    /// ```no_run
+    /// # async fn example(client: kiln_client::Client) -> Result<(), kiln_client::Error> {
+    /// for warning in client.cluster_status().await?.warnings {
+    ///     println!("{}: {}", warning.text, warning.advice);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn cluster_status(&self) -> Result<ClusterStatus, Error> {
+        self.ask_for(|out, id| encode::bare(out, id, Op::ClusterStatus)).await
+    }
+
+    /// How the cluster is, as this node sees it: each knows best what itself does. `None` when this
+    /// client knows no such node.
+    ///
+    /// Cancel safe.
+    pub async fn cluster_status_of(&self, node: u64) -> Option<Result<ClusterStatus, Error>> {
+        self.ask_by_id(node, |out, id| encode::bare(out, id, Op::ClusterStatus)).await
+    }
+
+    /// Figures of one node. `None` when this client knows no such node.
+    ///
+    /// Cancel safe.
+    pub async fn node_info_of(&self, node: u64) -> Option<Result<NodeInfo, Error>> {
+        self.ask_by_id(node, |out, id| encode::bare(out, id, Op::Info)).await
+    }
+
+    /// Drains, removes or weighs a node, or acknowledges losses. Succeeds as well when it is so
+    /// already.
+    ///
+    /// Cancel safe; dropped, it may or may not happen.
+    pub async fn change_cluster(&self, change: &ClusterChange) -> Result<(), Error> {
+        self.ask(false, |out, id| encode::change_cluster(out, id, change)).await.map(drop)
+    }
+
+    /// A step through the copies that a node has of a cache, for comparing them with those of
+    /// other nodes. `None` when this client knows no such node.
+    ///
+    /// Cancel safe.
+    pub async fn copy_digests(
+        &self,
+        node: u64,
+        request: &DigestRequest,
+    ) -> Option<Result<Digests, Error>> {
+        self.ask_by_id(node, |out, id| encode::digests(out, id, request)).await
+    }
+
+    /// Asks the node of this id for a structure.
+    async fn ask_by_id<T: serde::de::DeserializeOwned>(
+        &self,
+        node: u64,
+        encode: impl Fn(&mut Vec<u8>, u32) + Send,
+    ) -> Option<Result<T, Error>> {
+        let view = self.core.view();
+        let (_, node) = view.nodes_by_id().find(|(id, _)| *id == node)?;
+        Some(self.ask_node(node, true, encode).await)
+    }
+
+    /// Asks one node for a structure.
+    async fn ask_node<T: serde::de::DeserializeOwned>(
+        &self,
+        node: &Node,
+        reads: bool,
+        encode: impl Fn(&mut Vec<u8>, u32) + Send,
+    ) -> Result<T, Error> {
+        let mut attempts = Attempts::new(&self.default, Operation::Administration, reads);
+        loop {
             let deadline = attempts.deadline;
             let asked = async {
                 let connection = node.connection(deadline, false).await?;
-                ask_structure(&connection, deadline, |out, id| {
-                    encode::bare(out, id, Op::Info);
-                })
-                .await
+                ask_structure(&connection, deadline, &encode).await
             };
             match asked.await {
-                Ok(info) => break attempts.succeeded(info),
-                Err(error) => {
-                    if let Err(error) = attempts.failed(error, true).await {
-                        break Err(error);
-                    }
-                }
+                Ok(answer) => return attempts.succeeded(answer),
+                Err(error) => attempts.failed(error, reads).await?,
             }
-        };
-        (node.address.to_string(), info)
+        }
     }
 
     /// Ends all connections. Calls under way fail, and later ones as well.

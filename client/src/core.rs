@@ -125,6 +125,11 @@ impl Node {
         link.connection(deadline).await
     }
 
+    /// Whether there is no connection although there should be one.
+    fn is_troubled(&self) -> bool {
+        self.ready().is_none() && self.own_link().is_troubled()
+    }
+
     fn ready(&self) -> Option<Arc<Connection>> {
         self.own_link().ready().or_else(|| self.links[0].ready())
     }
@@ -157,6 +162,8 @@ pub(crate) struct View {
     cluster_id: String,
     /// By their places in the topology; `None` cannot be connected to.
     nodes: Vec<Option<Arc<Node>>>,
+    /// Their ids, by the same places.
+    ids: Vec<u64>,
     router: Router,
 }
 
@@ -166,6 +173,27 @@ impl View {
         self.nodes.iter().flatten()
     }
 
+    /// All nodes that can be connected to, with their ids. None before the first topology.
+    pub(crate) fn nodes_by_id(&self) -> impl Iterator<Item = (u64, &Arc<Node>)> {
+        let known = self.ids.iter().zip(&self.nodes);
+        known.filter_map(|(id, node)| Some((*id, node.as_ref()?)))
+    }
+
+    /// Whether there is another node to turn to.
+    pub(crate) fn has_several(&self) -> bool {
+        self.nodes().nth(1).is_some()
+    }
+
+    /// This node, or while it cannot be reached any other that can: that one passes the request on,
+    /// and knows sooner than this client who takes over.
+    fn or_substitute<'a>(&'a self, node: &'a Arc<Node>) -> &'a Arc<Node> {
+        if !node.is_troubled() {
+            return node;
+        }
+        let ready: Vec<_> = self.nodes().filter(|other| other.ready().is_some()).collect();
+        fastrand::choice(ready).unwrap_or(node)
+    }
+
     /// The node for a request.
     pub(crate) fn node(&self, cache: &str, key: &[u8], reads: bool) -> Option<&Arc<Node>> {
         if let [only] = self.nodes.as_slice() {
@@ -173,13 +201,16 @@ impl View {
         }
         let node = |place: u32| self.nodes.get(place as usize).and_then(Option::as_ref);
         match self.router.route(cache, key, reads) {
-            Route::One(place) => node(place).or_else(|| self.any_node()),
+            Route::One(place) => {
+                node(place).map(|node| self.or_substitute(node)).or_else(|| self.any_node())
+            }
             Route::Spread(places) => {
                 let first = fastrand::usize(..places.len());
                 let second = (first + fastrand::usize(1..places.len())) % places.len();
                 let pair = [places[first], places[second]];
                 let nodes = pair.into_iter().filter_map(node);
-                nodes.min_by_key(|node| node.load()).or_else(|| self.any_node())
+                let node = nodes.min_by_key(|node| node.load());
+                node.map(|node| self.or_substitute(node)).or_else(|| self.any_node())
             }
             Route::Any => self.any_node(),
         }
@@ -218,6 +249,9 @@ impl std::fmt::Debug for Core {
 /// Least time between two requests for the topology.
 const REFRESH_PAUSE: Duration = Duration::from_millis(20);
 
+/// Longest wait for the topology of another node when one cannot be reached.
+const REFRESH_ELSEWHERE_MAX: Duration = Duration::from_millis(500);
+
 /// Most nodes that a topology is believed to have.
 const NODES_MAX: usize = 1024;
 
@@ -233,6 +267,7 @@ impl Core {
                 epoch: 0,
                 cluster_id: String::new(),
                 nodes: seeds.iter().cloned().map(Some).collect(),
+                ids: Vec::new(),
                 router: Router::default(),
             };
             Self {
@@ -323,6 +358,16 @@ impl Core {
         }
     }
 
+    /// A node could not be reached: asks another who has taken over, for a short time at most.
+    pub(crate) async fn refresh_elsewhere(&self, deadline: Deadline) {
+        if !self.view().has_several() {
+            return;
+        }
+        let at = deadline.at.min(Instant::now() + REFRESH_ELSEWHERE_MAX);
+        // If it fails, the next attempt finds out what there is to find out.
+        let _ = self.refresh(Deadline { at, ..deadline }).await;
+    }
+
     /// Asks for the topology, unless somebody else just did.
     ///
     /// Cancel safe: dropped, the next one asks.
@@ -385,7 +430,9 @@ impl Core {
             });
         let nodes = nodes.collect();
         let cluster_id = topology.cluster_id.clone();
-        let next = Arc::new(View { epoch, cluster_id, nodes, router: Router::new(topology) });
+        let ids = topology.nodes.iter().map(|node| node.id).collect();
+        let router = Router::new(topology);
+        let next = Arc::new(View { epoch, cluster_id, nodes, ids, router });
         // Nodes that are gone lose their connections when the last call lets go of them.
         let last = std::mem::replace(&mut *view, next);
         drop(view);

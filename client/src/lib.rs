@@ -106,8 +106,10 @@ pub use item::{Counted, Deleted, Expiry, Item, Look, Refill, Written};
 pub use kiln_protocol::native::{
     ErrorCode,
     admin::{
-        CacheInfo, CacheSpec, CacheView, GroupView, KeyInfo, NodeInfo, NodeView, ProtocolInfo,
-        TopologyView,
+        CacheInfo, CacheSpec, CacheView, ClusterChange, ClusterStatus, ControlView, DigestRequest,
+        Digests, EventView, GroupStatus, GroupView, ItemDigest, KeyInfo, MoveView, NodeInfo,
+        NodeStatus, NodeView, PartitionDigest, ProtocolInfo, TopologyView, TransferView, Warning,
+        change,
     },
 };
 pub use loader::{LoadReport, Loader};

@@ -32,7 +32,10 @@ use crate::{
 /// How a link is.
 #[derive(Clone, Debug)]
 enum LinkState {
-    Connecting,
+    Connecting {
+        /// A connection was lost, or an attempt failed, since there last was one.
+        again: bool,
+    },
     Up(Arc<Connection>),
     /// The last attempt failed.
     Down(Arc<Reason>),
@@ -71,7 +74,7 @@ impl Link {
         core: Weak<Core>,
         first: bool,
     ) -> Self {
-        let state = Arc::new(watch::Sender::new(LinkState::Connecting));
+        let state = Arc::new(watch::Sender::new(LinkState::Connecting { again: false }));
         let (_stop, stop) = watch::channel(());
         let task = Task { address, settings, core, first, state: state.clone(), stop };
         Self { state, idle: AtomicBool::new(true), task, _stop }
@@ -92,6 +95,16 @@ impl Link {
         }
     }
 
+    /// Whether there is no connection although there should be one: it was lost, or could not be
+    /// made. A call that another node can serve as well need not wait for it.
+    pub(crate) fn is_troubled(&self) -> bool {
+        match &*self.state.borrow() {
+            LinkState::Up(connection) => !connection.is_usable(),
+            LinkState::Connecting { again } => *again,
+            LinkState::Down(_) => true,
+        }
+    }
+
     /// The connection, waiting for an attempt that is under way.
     ///
     /// Cancel safe.
@@ -99,7 +112,7 @@ impl Link {
         self.start();
         let mut states = self.state.subscribe();
         let settled = states.wait_for(|state| match state {
-            LinkState::Connecting => false,
+            LinkState::Connecting { .. } => false,
             LinkState::Up(connection) => connection.is_usable(),
             LinkState::Down(_) => true,
         });
@@ -108,7 +121,7 @@ impl Link {
             Ok(Ok(state)) => match &*state {
                 LinkState::Up(connection) => Ok(connection.clone()),
                 LinkState::Down(reason) => Err(Error::NotApplied(reason.clone())),
-                LinkState::Connecting => Err(Error::not_applied(Reason::Closed)),
+                LinkState::Connecting { .. } => Err(Error::not_applied(Reason::Closed)),
             },
             // Not reached: the sender lives as long as this link.
             Ok(Err(_)) => Err(Error::not_applied(Reason::Closed)),
@@ -135,7 +148,7 @@ impl Task {
         // Failures in a row.
         let mut failures = 0;
         loop {
-            self.state.send_replace(LinkState::Connecting);
+            self.state.send_replace(LinkState::Connecting { again: failures > 0 });
             let connected = select! {
                 connected = self.connect() => connected,
                 _ = stop.changed() => return,
@@ -161,7 +174,7 @@ impl Task {
                         failures = 0;
                     }
                     failures += 1;
-                    self.state.send_replace(LinkState::Connecting);
+                    self.state.send_replace(LinkState::Connecting { again: true });
                     if failures == 1 {
                         // Most connections that are lost can be made again at once.
                         continue;

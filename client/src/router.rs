@@ -51,7 +51,7 @@ impl Router {
             owners.retain(|owner| (*owner as usize) < nodes);
         }
         let caches = caches.into_iter().map(|cache| {
-            let any_copy_reads = cache.read == "any" || cache.read == "leased";
+            let any_copy_reads = cache.read == "any" || cache.read == "quorum";
             (cache.name, CacheRoute { group: cache.group as usize, any_copy_reads })
         });
         Self { partitions, groups, caches: caches.collect() }

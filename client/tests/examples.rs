@@ -35,6 +35,7 @@ impl Kiln {
         let mut child = Command::new(binary)
             .args(["serve", "--memory", "32MiB", "--listen-memcached", "off"])
             .args(["--listen-http", "off", "--listen-native", "127.0.0.1:0"])
+            .args(["--listen-peer", "off"])
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .stdin(Stdio::null())

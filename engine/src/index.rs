@@ -5,9 +5,10 @@
 //! only the first. Linear hashing (Litwin, 1980) grows by splitting one bucket at a time: there is
 //! no moment at which the table is rebuilt, and no second table beside the first.
 //!
-//! Hash bits: 0..10 are the partition's, 16..48 choose the bucket, 48..56 are the tag, the top
-//! ones choose the shard; they do not overlap, so that a node that holds some partitions only
-//! still fills its buckets evenly.
+//! Hash bits: 0..10 are the partition's, 16..48 choose the bucket, the top ones choose the shard; they
+//! do not overlap, so that a node that holds some partitions only still fills its buckets evenly. The
+//! tag is made of 0..6 and 54..56: a walk over the items of one partition passes nearly all others by
+//! without a look at them, and a node that holds only few partitions still has tags that differ.
 //!
 //! ```text
 //!   bucket, 64 bytes:  tag u8 x 12 | overflow slot u32 | item slot u32 x 12
@@ -40,7 +41,40 @@ const LOAD_MIN: usize = 4;
 
 #[inline]
 fn tag(hash: u64) -> u8 {
-    ((hash >> 48) as u8).max(1)
+    const LOW: u8 = (1 << TAG_LOW_BITS) - 1;
+    ((hash as u8 & LOW) | ((hash >> 48) as u8 & !LOW)).max(1)
+}
+
+/// Bits of the tag that are the lowest of the hash.
+const TAG_LOW_BITS: u32 = 6;
+
+/// The hashes that leave a remainder when they are divided.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Residue {
+    modulus: u64,
+    remainder: u64,
+    /// Bits of the tag that the remainder decides, and what they are then.
+    mask: u8,
+    low: u8,
+}
+
+impl Residue {
+    pub(crate) fn new(modulus: u64, remainder: u64) -> Self {
+        let modulus = modulus.max(1);
+        // A power of two that divides the modulus leaves the same of hash and remainder.
+        let bits = modulus.trailing_zeros().min(TAG_LOW_BITS);
+        let mask = ((1_u32 << bits) - 1) as u8;
+        Self { modulus, remainder, mask, low: remainder as u8 & mask }
+    }
+
+    pub(crate) fn holds(self, hash: u64) -> bool {
+        hash % self.modulus == self.remainder
+    }
+
+    /// Whether a hash with this tag may be one. What would be tag 0 is kept as 1.
+    fn may_hold(self, tag: u8) -> bool {
+        tag & self.mask == self.low || (tag == 1 && self.low == 0)
+    }
 }
 
 /// How many buckets there are, and the hash bits that number them in the round of splits under way.
@@ -477,10 +511,63 @@ impl Index {
                 next => at = items.heap.offset(next),
             }
         }
+        self.after(cursor)
+    }
+
+    /// The cursor of the next bucket in a walk.
+    fn after(&self, cursor: u32) -> Option<u32> {
         let low = cursor as usize & ((1 << self.level) - 1);
         let bits = self.level + u32::from(low < self.split);
         let step = (cursor | u32::MAX.checked_shl(bits).unwrap_or(0)).reverse_bits();
         step.checked_add(1).map(u32::reverse_bits)
+    }
+
+    /// Walks over up to `buckets_max` buckets and puts those items into `found` whose tag may be of
+    /// `wanted`: buckets and items are asked for before they are needed, as the walk jumps about.
+    /// Returns where to go on.
+    pub(crate) fn walk_part(
+        &self,
+        items: &Items,
+        cursor: u32,
+        buckets_max: usize,
+        wanted: Residue,
+        found: &mut Vec<Slot>,
+    ) -> Option<u32> {
+        /// Buckets asked for ahead: enough to hide the memory's delay.
+        const AHEAD: usize = 12;
+        if !self.is_open() {
+            return None;
+        }
+        let head = |cursor: u32| self.at(self.number(u64::from(cursor) << 16));
+        let mut next = Some(cursor);
+        let mut ahead = Some(cursor);
+        for done in 0..buckets_max + AHEAD {
+            if let Some(cursor) = ahead {
+                prefetch(items.heap.pointer(head(cursor)));
+                ahead = self.after(cursor);
+            }
+            if done < AHEAD {
+                continue;
+            }
+            let Some(cursor) = next else { break };
+            let mut at = head(cursor);
+            loop {
+                let bucket = items.heap.bytes(at, BUCKET_LEN);
+                for (way, &tag) in bucket[..WAYS].iter().enumerate() {
+                    if tag != 0 && wanted.may_hold(tag) {
+                        let slot = entry_of(bucket, way);
+                        prefetch_item(items, slot);
+                        found.push(slot);
+                    }
+                }
+                match overflow(items, at) {
+                    NIL => break,
+                    next => at = items.heap.offset(next),
+                }
+            }
+            next = self.after(cursor);
+        }
+        next
     }
 }
 

@@ -135,7 +135,7 @@ fn op() -> impl Strategy<Value = Op> {
               proptest::option::weighted(0.1, expiry()), compare())
             .prop_map(|(key, len, fill, mode, flags, expiry, version, invalidate, vivify, compare)| Op::Write {
                 key, len, fill, compare,
-                options: WriteOptions { mode, flags, expiry, compare: None, version, invalidate, vivify } }),
+                options: WriteOptions { mode, flags, expiry, compare: None, version, invalidate, vivify, ..WriteOptions::default() } }),
         3 => (key.clone(), proptest::option::weighted(0.2, any::<u64>()), any::<bool>(),
               proptest::option::of(expiry()), any::<bool>(), compare())
             .prop_map(|(key, version, invalidate, expiry, keep_empty, compare)| Op::Delete {

@@ -7,8 +7,10 @@
 //! Commands borrow from the receive buffer: nothing is copied until the store takes the value.
 //! Times are relative or absolute as the client gave them ([`Ttl`]); this crate has no clock.
 
+use serde::{Deserialize, Serialize};
+
 /// When an item ends, as the client asked for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ttl {
     /// As the cache has it for writes that name no end.
     Default,
@@ -97,7 +99,7 @@ impl<'a> Get<'a> {
 }
 
 /// Under which condition, and how, a value is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StoreMode {
     /// Whether or not the key exists.
     Set,
@@ -177,7 +179,7 @@ impl<'a> Delete<'a> {
 }
 
 /// Which way a number moves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Direction {
     /// Add, wrapping at 2^64.
     Increment,
@@ -246,6 +248,52 @@ pub struct ItemMeta {
     pub refill: RefillRight,
 }
 
+/// Why the cluster did not carry out a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Reason {
+    /// Another copy of the key is about to take over. Try again soon.
+    NotReady,
+    /// Too many requests wait already.
+    Busy,
+    /// Fewer copies are in sync than the cache asks for.
+    TooFewCopies,
+    /// The data were lost, and the cache waits for an operator.
+    Blocked,
+    /// Other nodes did not answer in time.
+    TimedOut,
+    /// The cache is no longer there.
+    NoSuchCache,
+    /// Replicated caches cannot do this.
+    Unsupported,
+}
+
+impl Reason {
+    /// For people: what is wrong, and what to do.
+    #[must_use]
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::NotReady => "not available now, another copy takes over; try again",
+            Self::Busy => "too many requests wait; try again",
+            Self::TooFewCopies => "too few copies are in sync for this cache; try again later",
+            Self::Blocked => "data were lost and the cache waits for an operator to acknowledge it",
+            Self::TimedOut => "other nodes did not answer in time; try again",
+            Self::NoSuchCache => "the cache is no longer there",
+            Self::Unsupported => "not possible in a replicated cache",
+        }
+    }
+
+    /// Milliseconds after which another try makes sense, if it does.
+    #[must_use]
+    pub const fn retry_after_ms(self) -> Option<u64> {
+        match self {
+            Self::NotReady | Self::Busy | Self::TimedOut => Some(100),
+            Self::TooFewCopies => Some(1_000),
+            Self::Blocked | Self::NoSuchCache | Self::Unsupported => None,
+        }
+    }
+}
+
 /// What became of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -267,9 +315,17 @@ pub enum Outcome {
     Number(u64, ItemMeta),
     /// Arithmetic on something that is not a decimal number of at most 20 digits.
     NotANumber,
-    /// The value is over the store's item size limit. An older value of the key is gone.
+    /// The value is over the store's item size limit. A store that was asked has dropped the older
+    /// value of the key; the native protocol refuses before it asks.
     TooLarge,
     /// No room: the policy is to refuse, or nothing could be evicted. When the cache evicts, and the
     /// command was a set without a condition, the older value of the key is evicted.
     OutOfMemory,
+    /// Not applied, now or later, on any copy: it may be sent again as it is.
+    NotApplied(Reason),
+    /// Perhaps applied, perhaps later, perhaps never: the node that had it failed.
+    Indeterminate,
+    /// It met no item, but every copy of its partition was lost since the asker last heard, so
+    /// that whether there was one is unknown.
+    Lost,
 }

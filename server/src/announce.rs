@@ -21,7 +21,7 @@ impl fmt::Display for ReadyLine<'_> {
         write!(f, " memcached={}", OrOff(endpoints.memcached_tcp()))?;
         write!(f, " native={}", OrOff(endpoints.native))?;
         write!(f, " http={}", OrOff(endpoints.http))?;
-        write!(f, " peer={} ingest={}", config.listen_peer, config.listen_ingest)
+        write!(f, " peer={} ingest={}", OrOff(endpoints.peer), config.listen_ingest)
     }
 }
 
@@ -49,6 +49,10 @@ pub(crate) fn banner(node: &Node, loaded: &Loaded) -> String {
     lines.push(match endpoints.http {
         Some(address) => format!("  http       http://{address} (/livez /readyz /metrics)"),
         None => "  http       off".to_owned(),
+    });
+    lines.push(match endpoints.peer {
+        Some(address) => format!("  nodes      {address} (kiln serve --join {address})"),
+        None => "  nodes      off".to_owned(),
     });
     lines.push(format!(
         "  memory     {}, eviction {}, longest value {}",
@@ -112,11 +116,12 @@ mod tests {
             memcached: vec![Endpoint::Tcp(at("127.0.0.1:4711"))],
             native: Some(at("127.0.0.1:4712")),
             http: Some(at("[::1]:80")),
+            peer: Some(at("127.0.0.1:4713")),
         });
         assert_eq!(
             ReadyLine { node: &node }.to_string(),
-            "ready name=n1 memcached=127.0.0.1:4711 native=127.0.0.1:4712 http=[::1]:80 peer=off \
-             ingest=off"
+            "ready name=n1 memcached=127.0.0.1:4711 native=127.0.0.1:4712 http=[::1]:80 \
+             peer=127.0.0.1:4713 ingest=off"
         );
     }
 

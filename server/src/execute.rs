@@ -2,8 +2,8 @@
 //!
 //! Every front end hands its [`Command`] to [`execute`] and gets the [`Outcome`] through a
 //! [`Sink`]: a call rather than a return value, because the bytes of a hit are only there while
-//! the shard is locked, and are copied once, into the reply. There is no await point and no task
-//! hop on the way.
+//! the store looks at them; the sink copies them into the reply. There is no await point and no
+//! task hop on the way.
 
 use kiln_engine::{
     ArithmeticOptions, ArithmeticOutcome, DeleteOptions, DeleteOutcome, Direction, Expiry,
@@ -11,11 +11,14 @@ use kiln_engine::{
 };
 use kiln_protocol::command::{self, Command, ItemMeta, Outcome, RefillRight, StoreMode, Ttl};
 
-use crate::caches::Cache;
+use crate::{caches::Cache, cluster::Cluster};
+
+/// Ends of items this near are judged by the replication core, which knows other nodes' clocks.
+const END_NEAR_MS: u64 = 10_000;
 
 /// Where the outcome of a command goes. Exactly one of the two is called, once.
 pub(crate) trait Sink {
-    /// A read found the item. Runs under a lock when the value is inline: copy and return.
+    /// A read found the item. May run under a lock when the value is inline: copy and return.
     fn hit(self, item: &ItemMeta, value: Value<'_>);
     /// Anything else.
     fn outcome(self, outcome: &Outcome);
@@ -39,6 +42,62 @@ pub(crate) fn execute(
             sink.outcome(&outcome);
         }
     }
+}
+
+/// Whether a command reads an item and nothing else.
+#[inline]
+pub(crate) fn is_plain_read(command: &Command<'_>) -> bool {
+    match command {
+        Command::Get(get) => {
+            get.touch.is_none()
+                && get.vivify.is_none()
+                && get.recache_below_ms.is_none()
+                && get.version.is_none()
+        }
+        _ => false,
+    }
+}
+
+/// Answers a read on a node of several, if this node may do so alone; a miss only where `misses`
+/// may be told. False when it may not: then nothing was answered.
+#[inline]
+pub(crate) fn read_directly(
+    cluster: &Cluster,
+    cache: &Cache,
+    command: &Command<'_>,
+    hash: u64,
+    now_ms: u64,
+    misses: bool,
+    sink: impl Sink,
+) -> bool {
+    let Command::Get(get) = command else { return false };
+    let Some(known) = cache.cluster() else { return false };
+    if !is_plain_read(command) {
+        return false;
+    }
+    let Some(ticket) = known.ticket(hash, cluster.mono()) else { return false };
+    // To hand out the right to refill is a change, and that is not for this node alone.
+    let options = GetOptions { no_bump: get.no_bump, ..GetOptions::default() };
+    let mut sink = Some(sink);
+    let mut disputed = false;
+    // By the clock of the stores: here nothing ends before all copies agree.
+    cache.store.get(get.key, hash, &options, cluster.ended_ms(), |info, value| {
+        let near = |deadline: u64| deadline <= now_ms.saturating_add(END_NEAR_MS);
+        disputed =
+            info.stale || info.deadline_ms.is_some_and(near) || !ticket.is_good(cluster.mono());
+        if !disputed && let Some(sink) = sink.take() {
+            sink.hit(&meta(info, now_ms), value);
+        }
+    });
+    if disputed {
+        return false;
+    }
+    match sink {
+        Some(_) if !misses || !ticket.is_good(cluster.mono()) => return false,
+        Some(sink) => sink.outcome(&Outcome::NotFound),
+        None => {}
+    }
+    true
 }
 
 #[inline]
@@ -87,6 +146,7 @@ fn execute_other(cache: &Cache, command: &Command<'_>, hash: u64, now_ms: u64) -
                 version: write.version,
                 invalidate: write.invalidate,
                 vivify: write.vivify.map(expiry),
+                ..WriteOptions::default()
             };
             match store.write(write.key, hash, write.value, &options, now_ms) {
                 WriteOutcome::Stored(info) => Outcome::Stored(meta(&info, now_ms)),

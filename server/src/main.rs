@@ -3,20 +3,22 @@
 //! Nothing is decided here. `cli` reads the command line, `config` the settings, and `serve` runs
 //! the node from its first socket to its last connection.
 
-mod admin;
 mod announce;
 mod auth;
 mod caches;
 mod cli;
 mod clock;
+mod cluster;
 mod commands;
 mod config;
 mod connection;
 mod connections;
+mod control;
 mod counters;
 mod execute;
 mod failure;
 mod hottest;
+mod http;
 mod latency;
 mod listen;
 mod logging;
@@ -24,6 +26,8 @@ mod mailbox;
 mod memcached;
 mod native;
 mod node;
+mod peer;
+mod perform;
 mod pid_file;
 mod process;
 mod serve;

@@ -4,7 +4,7 @@ use std::{
     hash::{BuildHasher, RandomState},
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{
             AtomicU64, AtomicUsize,
             Ordering::{Acquire, Relaxed, Release},
@@ -20,11 +20,13 @@ use crate::{
     auth::AuthFile,
     caches::{Cache, CacheSettings, Caches},
     clock::Clock,
-    config::Config,
+    cluster::Cluster,
+    config::{Config, Listen},
     connection::budget::{Budget, Shares},
     connections::{ConnectionLimit, Endpoint, Register},
     counters::{Counters, Totals},
     hottest::Hottest,
+    http::{self, Figures},
     latency::Latencies,
     shutdown::Shutdown,
 };
@@ -56,7 +58,16 @@ pub(crate) struct Node {
     pub(crate) workers: Box<[WorkerState]>,
     /// Shows that items are still being ended.
     pub(crate) upkeep: Heartbeat,
+    /// What HTTP counts.
+    pub(crate) http: Figures,
+    /// The other nodes, once this one is in a cluster. Never, when it listens for none.
+    pub(crate) cluster: OnceLock<Arc<Cluster>>,
 }
+
+/// A node that stays alone was asked for copies.
+#[derive(Debug, thiserror::Error)]
+#[error("this node takes no other nodes (listen_peer is off): copies must be 1")]
+pub(crate) struct CopiesError;
 
 /// Where clients are waited for.
 #[derive(Clone, Debug, Default)]
@@ -67,6 +78,8 @@ pub(crate) struct Endpoints {
     pub(crate) native: Option<SocketAddr>,
     /// HTTP clients.
     pub(crate) http: Option<SocketAddr>,
+    /// Other nodes.
+    pub(crate) peer: Option<SocketAddr>,
 }
 
 impl Endpoints {
@@ -82,6 +95,8 @@ impl Endpoints {
 /// What one worker writes and others read.
 #[derive(Debug, Default)]
 pub(crate) struct WorkerState {
+    /// Its number.
+    pub(crate) index: usize,
     /// What its requests counted.
     pub(crate) counters: Counters,
     /// Its connections.
@@ -135,8 +150,12 @@ impl Node {
             connections: ConnectionLimit::new(config.max_connections.0),
             auth,
             endpoints,
-            workers: (0..config.threads.0).map(|_| WorkerState::default()).collect(),
+            workers: (0..config.threads.0)
+                .map(|index| WorkerState { index, ..WorkerState::default() })
+                .collect(),
             upkeep: Heartbeat::default(),
+            http: Figures::new(http::threads(config.threads.0)),
+            cluster: OnceLock::new(),
             config,
         })
     }
@@ -152,9 +171,16 @@ impl Node {
         self.caches.default_cache()
     }
 
-    /// The cluster, which is this node alone, and only as long as it runs.
+    /// The cluster. For a node that takes no others it is this node alone, as long as it runs.
     pub(crate) fn cluster_id(&self) -> String {
-        format!("{:016x}", self.incarnation)
+        let of_table = self.cluster.get().map(|cluster| cluster.topology().cluster_id.0);
+        format!("{:016x}", of_table.unwrap_or(self.incarnation))
+    }
+
+    /// Whether a cache of these settings can be had here.
+    pub(crate) fn check_copies(&self, settings: &CacheSettings) -> Result<(), CopiesError> {
+        let alone = self.config.listen_peer == Listen::Off;
+        if alone && settings.copies > 1 { Err(CopiesError) } else { Ok(()) }
     }
 
     /// Rises with each change of the topology, after it.
@@ -200,6 +226,6 @@ impl Node {
 }
 
 /// From the system's randomness, which keys the standard library's hashers.
-fn random() -> u64 {
+pub(crate) fn random() -> u64 {
     RandomState::new().hash_one(0).max(1)
 }

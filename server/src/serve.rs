@@ -7,8 +7,10 @@
 //! ```text
 //!   kiln-main    signals, start and stop
 //!   kiln-work-N  connections (see `worker`)
-//!   kiln-http    health and metrics
+//!   kiln-http    HTTP: items, caches, health, metrics
 //!   kiln-upkeep  ends items whose time is over
+//!   kiln-cluster other nodes: links and the replication core (see `cluster`)
+//!   kiln-control the controller group (see `control`)
 //! ```
 
 use std::{
@@ -25,12 +27,14 @@ use tokio::{
 };
 
 use crate::{
-    admin, announce,
+    announce,
     auth::AuthFile,
     caches::CacheSettings,
+    cluster,
     config::{Config, Loaded, LogFormat},
     connections::Endpoint,
     failure::Failure,
+    http,
     listen::{self, Listener, ListenerSocket, Protocol, SocketFile},
     logging,
     node::{Endpoints, Node},
@@ -44,7 +48,7 @@ use crate::{
 pub(crate) fn run(loaded: Loaded) -> Result<(), Failure> {
     let config = &loaded.config;
     logging::init(config.log_format, &config.log_level);
-    process::raise_file_limit(config.max_connections.0);
+    process::raise_file_limit(config.max_connections.0 + config.max_http_connections.0);
     let auth = load_users(config)?;
     let sockets = Sockets::open(config)?;
     let _pid_file = match config.pid_file.get() {
@@ -57,7 +61,11 @@ pub(crate) fn run(loaded: Loaded) -> Result<(), Failure> {
     let node =
         Arc::new(node.map_err(|error| Failure::Failed(format!("cannot make the store: {error}")))?);
 
-    make_caches(&node, &loaded)?;
+    if config.join.addresses().is_empty() {
+        make_caches(&node, &loaded)?;
+    } else if !loaded.caches.is_empty() {
+        tracing::info!("the caches of the file are not made: the cluster to join has its own");
+    }
 
     // From here on a signal stops the node in good order, also while it is starting.
     let runtime = runtime::Builder::new_current_thread()
@@ -71,10 +79,27 @@ pub(crate) fn run(loaded: Loaded) -> Result<(), Failure> {
     };
 
     let upkeep = Upkeep::start(Arc::clone(&node)).map_err(thread_failure)?;
+    let mut clustered = None;
+    if let Some(listener) = sockets.peer {
+        // Until the cluster has taken the node up, clients wait in the listeners' queues.
+        clustered = runtime.block_on(async {
+            tokio::select! {
+                running = cluster::start(&node, listener) => running.map(Some),
+                reason = signals.first() => {
+                    tracing::info!(reason, "stopped before the node was in a cluster");
+                    Ok(None)
+                }
+            }
+        })?;
+        if clustered.is_none() {
+            upkeep.stop();
+            return Ok(());
+        }
+    }
     let mut workers = Workers::start(&node, &sockets.clients)?;
     let http = match sockets.http {
         Some(listener) => {
-            Some(admin::Server::start(Arc::clone(&node), listener).map_err(thread_failure)?)
+            Some(http::Server::start(Arc::clone(&node), listener).map_err(thread_failure)?)
         }
         None => None,
     };
@@ -91,8 +116,22 @@ pub(crate) fn run(loaded: Loaded) -> Result<(), Failure> {
 
     let ended = runtime.block_on(async {
         tokio::select! {
-            reason = signals.first() => node.shutdown.begin(reason),
+            reason = signals.first() => {
+                if let Some(running) = &clustered {
+                    node.shutdown.leave(reason);
+                    tokio::select! {
+                        _ = running.leave(config.shutdown_grace.0) => {}
+                        () = signals.interrupt() => {}
+                        () = node.shutdown.begun() => {}
+                    }
+                }
+                node.shutdown.begin(reason);
+            }
             () = node.shutdown.begun() => {}
+            reason = cluster_failure(clustered.as_ref()) => {
+                node.shutdown.begin("the controller group's storage failed");
+                return Err(Failure::Failed(reason));
+            }
             // A worker ends by itself only when something is badly wrong.
             failure = workers.ended() => {
                 node.shutdown.begin("a worker failed");
@@ -111,10 +150,21 @@ pub(crate) fn run(loaded: Loaded) -> Result<(), Failure> {
         server.stop();
     }
     upkeep.stop();
+    if let Some(running) = clustered {
+        runtime.block_on(running.stop());
+    }
     if ended.is_ok() {
         tracing::info!("stopped");
     }
     ended
+}
+
+/// Returns when the node cannot be part of its cluster any longer.
+async fn cluster_failure(running: Option<&cluster::Running>) -> String {
+    match running {
+        Some(running) => running.failed().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Makes the caches that the file asks for.
@@ -125,6 +175,7 @@ fn make_caches(node: &Node, loaded: &Loaded) -> Result<(), Failure> {
         };
         let settings = CacheSettings::from_spec(spec, node.value_len_max());
         let settings = settings.map_err(|error| fail(error.to_string()))?;
+        node.check_copies(&settings).map_err(|error| fail(error.to_string()))?;
         let made = node.caches.create(settings, node.clock.now_ms());
         made.map_err(|error| fail(error.to_string()))?;
     }
@@ -143,6 +194,7 @@ struct Sockets {
     /// Of clients that the workers serve.
     clients: Vec<Listener>,
     http: Option<TcpListener>,
+    peer: Option<TcpListener>,
     _socket_file: Option<SocketFile>,
 }
 
@@ -165,7 +217,8 @@ impl Sockets {
             socket_file = Some(file);
         }
         let http = listen::tcp("listen_http", &config.listen_http)?;
-        Ok(Self { clients, http, _socket_file: socket_file })
+        let peer = listen::tcp("listen_peer", &config.listen_peer)?;
+        Ok(Self { clients, http, peer, _socket_file: socket_file })
     }
 
     fn endpoints(&self) -> Result<Endpoints, Failure> {
@@ -179,6 +232,9 @@ impl Sockets {
         }
         if let Some(listener) = &self.http {
             endpoints.http = Some(listener.local_addr().map_err(socket_failure)?);
+        }
+        if let Some(listener) = &self.peer {
+            endpoints.peer = Some(listener.local_addr().map_err(socket_failure)?);
         }
         Ok(endpoints)
     }

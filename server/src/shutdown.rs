@@ -1,7 +1,9 @@
 //! The one signal that ends a node, and whether the node may be sent requests.
 //!
 //! ```text
-//!   starting --ready()--> ready --begin()--> draining        (starting --begin()--> draining)
+//!   starting --ready()--> ready --leave()--> leaving --begin()--> draining
+//!
+//!   begin() leads to draining from everywhere
 //! ```
 //!
 //! There is no way back: a node that drains will exit.
@@ -15,6 +17,8 @@ pub(crate) enum Phase {
     Starting,
     /// Requests are served.
     Ready,
+    /// Requests are served while other nodes take over; nothing new should be sent here.
+    Leaving,
     /// Nothing new is accepted; what is in flight is finished.
     Draining,
 }
@@ -45,6 +49,20 @@ impl Shutdown {
             }
             starting
         });
+    }
+
+    /// The node is to hand over and then stop.
+    pub(crate) fn leave(&self, reason: &str) {
+        let left = self.phase.send_if_modified(|phase| {
+            let ready = *phase == Phase::Ready;
+            if ready {
+                *phase = Phase::Leaving;
+            }
+            ready
+        });
+        if left {
+            tracing::info!(reason, "leaving");
+        }
     }
 
     /// Begins to stop; `reason` goes to the log, once.

@@ -41,7 +41,7 @@ impl Upkeep {
         let work = move || {
             loop {
                 let now_ms = node.clock.now_ms();
-                let found = node.caches.maintain(now_ms, STEPS);
+                let found = node.caches.maintain(now_ms, STEPS, node.cluster.get().map(|c| &**c));
                 node.upkeep.beat(now_ms);
                 let pause = pause(found, node.clock.now_ms());
                 if !matches!(stopped.recv_timeout(pause), Err(RecvTimeoutError::Timeout)) {

@@ -48,15 +48,26 @@ fn a_misspelt_variable_keeps_the_node_from_starting_and_is_corrected() {
 
 #[test]
 fn a_flag_of_a_later_version_is_refused() {
-    for flags in [
-        ["serve", "--listen-peer", "127.0.0.1:0"],
-        ["serve", "--join", "127.0.0.1:7312"],
-        ["serve", "--replicas", "2"],
-    ] {
-        assert_eq!(run(&flags).code, Some(2), "{flags:?}");
-    }
     let finished = run(&["serve", "--listen-ingest", "127.0.0.1:0"]);
     assert!(finished.err.contains("not available yet"), "{}", finished.err);
+}
+
+#[test]
+fn settings_of_the_cluster_that_do_not_fit_are_refused_with_a_reason() {
+    for (flags, reason) in [
+        (["--join", "somewhere"], "HOST:PORT"),
+        (["--weight", "-1"], "a number from 0"),
+        (["--replicas", "9"], "1 to 8"),
+        (["--zone", "a b"], "A-Z a-z"),
+        (["--advertise", "a b"], "host name"),
+    ] {
+        let finished = run(&["serve", flags[0], flags[1]]);
+        assert_eq!(finished.code, Some(2), "{flags:?}");
+        assert!(finished.err.contains(reason), "{flags:?}: {}", finished.err);
+    }
+    let finished = run(&["serve", "--listen-peer", "off", "--join", "127.0.0.1:7312"]);
+    assert_eq!(finished.code, Some(2));
+    assert!(finished.err.contains("join needs a peer listener"), "{}", finished.err);
 }
 
 #[test]
@@ -107,6 +118,8 @@ fn a_node_takes_its_settings_from_the_file() {
         "--listen-memcached",
         "127.0.0.1:0",
         "--listen-native",
+        "127.0.0.1:0",
+        "--listen-peer",
         "127.0.0.1:0",
         "--memory",
         "16m",

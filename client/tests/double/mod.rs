@@ -582,7 +582,11 @@ impl Shared {
                 let info = NodeInfo { name: self.name.clone(), ..NodeInfo::default() };
                 respond::structure(out, id, &info);
             }
-            Body::Ingest(_) | Body::Unknown { .. } => {
+            Body::ClusterStatus
+            | Body::ChangeCluster(_)
+            | Body::Digests(_)
+            | Body::Ingest(_)
+            | Body::Unknown { .. } => {
                 let failure = Failure::refused(ErrorCode::UnknownOperation, "unknown");
                 respond::failure(out, id, &failure);
             }

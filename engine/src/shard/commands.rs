@@ -126,7 +126,7 @@ impl Shard {
     /// Looks without counting or changing anything.
     pub(crate) fn peek(&self, hash: u64, key: &[u8], now: Now) -> Option<(Slot, ItemInfo)> {
         let slot = self.index.find(&self.items, hash, key)?;
-        (self.items.deadline(slot) > now.ms).then(|| (slot, self.info(slot, now)))
+        (self.items.deadline(slot) > now.ms).then(|| (slot, self.info_as_it_is(slot, now)))
     }
 
     fn next_version(&mut self, given: Option<u64>) -> u64 {
@@ -211,8 +211,8 @@ impl Shard {
             flags: options.flags,
             deadline: options.expiry.deadline(now.ms),
             version: self.next_version(options.version),
-            stale: false,
-            granted: false,
+            stale: options.stale,
+            granted: options.granted,
         };
         if let (true, Some(slot)) = (stale, found) {
             let deadline = self.items.deadline(slot);
@@ -404,6 +404,21 @@ impl Shard {
         let info = self.info(slot, now);
         self.policy.on_hit(&mut self.items, slot, hash);
         Ok(TouchOutcome::Touched(info))
+    }
+
+    /// Marks an item as another copy of it is marked. False when there is none.
+    pub(crate) fn mark(
+        &mut self,
+        hash: u64,
+        key: &[u8],
+        stale: bool,
+        granted: bool,
+        now: Now,
+    ) -> bool {
+        let Some(slot) = self.live(hash, key, now) else { return false };
+        self.items.set_mark(slot, Mark::STALE, stale);
+        self.items.set_mark(slot, Mark::GRANTED, granted);
+        true
     }
 
     /// Sets the deadline of an item, moving it to a slot with room for one if need be. An end

@@ -339,7 +339,14 @@ impl Shard {
     }
 
     pub(crate) fn info_of(&self, slot: Slot, now: Now) -> Option<ItemInfo> {
-        (self.items.deadline(slot) > now.ms).then(|| self.info(slot, now))
+        (self.items.deadline(slot) > now.ms).then(|| self.info_as_it_is(slot, now))
+    }
+
+    /// What is known of an item to one who is no reader of it: also whether a reader is at it.
+    pub(crate) fn info_as_it_is(&self, slot: Slot, now: Now) -> ItemInfo {
+        let granted = self.items.has(slot, Mark::GRANTED);
+        let refill = if granted { Refill::Taken } else { Refill::None };
+        ItemInfo { refill, ..self.info(slot, now) }
     }
 
     pub(crate) fn stats(&self) -> Stats {

@@ -11,7 +11,7 @@
 //!   command, never an error;
 //! - an outcome that the command cannot have is answered as an error, not with a panic.
 
-use crate::command::{ItemMeta, Outcome, RefillRight};
+use crate::command::{ItemMeta, Outcome, Reason, RefillRight};
 use crate::memcached::lines;
 use crate::memcached::parser::Tokens;
 
@@ -116,9 +116,13 @@ impl<'a> Reply<'a> {
         // A retrieval has no noreply; its misses are silent, but for the end of the last.
         if self.kind == Kind::Get {
             match outcome {
-                Outcome::NotFound if self.bits.has(Bits::LAST) => out.extend_from_slice(lines::END),
-                Outcome::NotFound => {}
-                _ => self.error(UNHANDLED, out),
+                // There is no word for a loss: to a cache's client it is a miss.
+                Outcome::NotFound | Outcome::Lost => {
+                    if self.bits.has(Bits::LAST) {
+                        out.extend_from_slice(lines::END);
+                    }
+                }
+                outcome => self.error(unavailable(outcome), out),
             }
             return;
         }
@@ -134,14 +138,14 @@ impl<'a> Reply<'a> {
             (Kind::Number, Outcome::OutOfMemory) => OUT_OF_MEMORY,
             (Kind::Store | Kind::Concat, Outcome::Stored(_)) => b"STORED\r\n",
             (Kind::Store | Kind::Concat, Outcome::NotStored) => b"NOT_STORED\r\n",
-            (Kind::Concat, Outcome::NotFound) => b"NOT_STORED\r\n",
+            (Kind::Concat, Outcome::NotFound | Outcome::Lost) => b"NOT_STORED\r\n",
             (Kind::Store | Kind::Concat, Outcome::Exists) => b"EXISTS\r\n",
             (Kind::Store | Kind::Concat, Outcome::TooLarge) => TOO_LARGE,
             (Kind::Store | Kind::Concat, Outcome::OutOfMemory) => OUT_OF_MEMORY_STORING,
             (Kind::Delete, Outcome::Deleted) => b"DELETED\r\n",
             (Kind::Touch, Outcome::Touched(_)) => b"TOUCHED\r\n",
-            (_, Outcome::NotFound) => b"NOT_FOUND\r\n",
-            _ => UNHANDLED,
+            (_, Outcome::NotFound | Outcome::Lost) => b"NOT_FOUND\r\n",
+            (_, outcome) => unavailable(outcome),
         };
         out.extend_from_slice(line);
     }
@@ -151,9 +155,11 @@ impl<'a> Reply<'a> {
         let (status, item, expected): (&[u8], Option<&ItemMeta>, bool) = match (self.kind, outcome)
         {
             // An item that could not be vivified for want of memory is a miss still.
-            (Kind::MetaGet, Outcome::NotFound | Outcome::OutOfMemory) => (b"EN", None, true),
+            (Kind::MetaGet, Outcome::NotFound | Outcome::Lost | Outcome::OutOfMemory) => {
+                (b"EN", None, true)
+            }
             (Kind::MetaSet | Kind::MetaConcat, Outcome::Stored(item)) => (b"HD", Some(item), true),
-            (Kind::MetaConcat, Outcome::NotFound) => (b"NS", None, false),
+            (Kind::MetaConcat, Outcome::NotFound | Outcome::Lost) => (b"NS", None, false),
             (Kind::MetaDelete, Outcome::Deleted) => (b"HD", None, true),
             (Kind::MetaArithmetic, Outcome::Number(number, item)) => {
                 return self.encode_meta_number(*number, item, out);
@@ -168,11 +174,11 @@ impl<'a> Reply<'a> {
             (Kind::MetaArithmetic | Kind::MetaDelete, Outcome::OutOfMemory) => {
                 return self.error(OUT_OF_MEMORY, out);
             }
-            (Kind::MetaGet, _) => return self.error(UNHANDLED, out),
-            (_, Outcome::NotFound) => (b"NF", None, false),
+            (Kind::MetaGet, outcome) => return self.error(unavailable(outcome), out),
+            (_, Outcome::NotFound | Outcome::Lost) => (b"NF", None, false),
             (_, Outcome::Exists) => (b"EX", None, false),
             (_, Outcome::NotStored) => (b"NS", None, false),
-            _ => return self.error(UNHANDLED, out),
+            (_, outcome) => return self.error(unavailable(outcome), out),
         };
         if expected && self.is_quiet() {
             return;
@@ -391,4 +397,26 @@ const TOO_LARGE: &[u8] = b"SERVER_ERROR object too large for cache\r\n";
 const OUT_OF_MEMORY_STORING: &[u8] = b"SERVER_ERROR out of memory storing object\r\n";
 const OUT_OF_MEMORY: &[u8] = b"SERVER_ERROR out of memory\r\n";
 /// An outcome that the command cannot have.
+/// What a client is told that the cluster could not serve.
+fn unavailable(outcome: &Outcome) -> &'static [u8] {
+    macro_rules! line {
+        ($text:literal) => {
+            concat!("SERVER_ERROR ", $text, "\r\n").as_bytes()
+        };
+    }
+    match outcome {
+        Outcome::NotApplied(reason) => match reason {
+            Reason::NotReady => line!("not available now, another copy takes over; try again"),
+            Reason::Busy => line!("too many requests wait; try again"),
+            Reason::TooFewCopies => line!("too few copies are in sync; try again later"),
+            Reason::Blocked => line!("data were lost; an operator must acknowledge it"),
+            Reason::TimedOut => line!("other nodes did not answer in time; try again"),
+            Reason::NoSuchCache => line!("the cache is no longer there"),
+            Reason::Unsupported => line!("not possible in a replicated cache"),
+        },
+        Outcome::Indeterminate => line!("outcome unknown: the node of this key failed meanwhile"),
+        _ => UNHANDLED,
+    }
+}
+
 const UNHANDLED: &[u8] = b"SERVER_ERROR Unhandled storage type.\r\n";

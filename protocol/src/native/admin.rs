@@ -3,7 +3,15 @@
 //! Maps with the names of the fields as keys. A field that is missing has its default, one that is
 //! not known is passed over, so both sides can grow on their own.
 
+mod cluster;
+
 use serde::{Deserialize, Serialize};
+
+pub use cluster::{
+    ClusterChange, ClusterStatus, ControlView, DIGEST_ITEM_PARTITIONS_MAX, DIGEST_KEY_LEN_MAX,
+    DigestRequest, Digests, EventView, GroupStatus, ItemDigest, MoveView, NodeStatus,
+    PartitionDigest, TransferView, Warning, change,
+};
 
 /// Appends a structure as a MessagePack map.
 pub fn put<T: Serialize>(out: &mut Vec<u8>, structure: &T) {

@@ -8,38 +8,18 @@ use super::admin;
 use super::error::{Effect, ErrorCode, Failure};
 use super::frame::FRAME_HEAD_LEN;
 use super::list::{Element, List};
+use super::numbered::numbered;
 use super::value::Value;
 use super::wire::{
     Malformed, Reader, malformed, put_array, put_bin, put_bin_head, put_nil, put_str, put_uint,
     put_uint_or_nil,
 };
-use crate::command::{ItemMeta, Outcome, RefillRight};
+use crate::command::{ItemMeta, Outcome, Reason, RefillRight};
 
-macro_rules! kinds {
-    ($($(#[doc = $doc:literal])+ $name:ident = $number:literal;)+) => {
-        /// The kinds of answers. The numbers are the protocol's and never change.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum Kind {
-            $($(#[doc = $doc])+ $name = $number,)+
-        }
+numbered! {
+    /// The kinds of answers.
+    Kind;
 
-        impl Kind {
-            /// Every kind of this version.
-            pub const ALL: &[Self] = &[$(Self::$name),+];
-
-            /// The kind of a number.
-            #[inline]
-            pub const fn from_number(number: u64) -> Option<Self> {
-                match number {
-                    $($number => Some(Self::$name),)+
-                    _ => None,
-                }
-            }
-        }
-    };
-}
-
-kinds! {
     /// Done; a structure may follow.
     Ok = 0;
     /// The item: `version, flags, ttl_ms|nil, extra|nil, value|nil`.
@@ -66,13 +46,6 @@ kinds! {
     Error = 11;
     /// What nobody asked for: `what, …`.
     Push = 12;
-}
-
-impl Kind {
-    /// As on the wire.
-    pub const fn number(self) -> u64 {
-        self as u64
-    }
 }
 
 /// What may be known of an item beside the usual.
@@ -827,6 +800,33 @@ pub mod respond {
                 out,
                 ErrorCode::OutOfMemory,
                 "no room: the cache refuses when full, or nothing could be evicted",
+            ),
+            Outcome::NotApplied(reason) => {
+                let code = match reason {
+                    Reason::NotReady | Reason::Busy => ErrorCode::Busy,
+                    Reason::TooFewCopies => ErrorCode::NotEnoughCopies,
+                    Reason::Blocked => ErrorCode::Lost,
+                    Reason::TimedOut => ErrorCode::DeadlineExceeded,
+                    Reason::NoSuchCache => ErrorCode::NoSuchCache,
+                    Reason::Unsupported => ErrorCode::Unsupported,
+                };
+                let retry_after_ms = reason.retry_after_ms();
+                let failure = Failure { retry_after_ms, ..Failure::refused(code, reason.text()) };
+                put_failure(out, id, &failure);
+            }
+            Outcome::Indeterminate => {
+                let failure = Failure {
+                    code: ErrorCode::DeadlineExceeded,
+                    text: "the node of this key failed meanwhile: perhaps applied, perhaps not",
+                    effect: Effect::Indeterminate,
+                    retry_after_ms: None,
+                };
+                put_failure(out, id, &failure);
+            }
+            Outcome::Lost => failed(
+                out,
+                ErrorCode::Lost,
+                "no item is there, and the data of its partition were lost; told once",
             ),
         }
     }

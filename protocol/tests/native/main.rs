@@ -4,6 +4,7 @@
 // Helpers of tests; one of them reads and writes the file of vectors.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
+mod operators;
 mod roundtrip;
 mod strategies;
 mod streams;
@@ -25,6 +26,9 @@ fn write_again(out: &mut Vec<u8>, request: &Request<'_>) {
         Body::ListCaches => encode::bare(out, id, Op::ListCaches),
         Body::Topology => encode::bare(out, id, Op::Topology),
         Body::Info => encode::bare(out, id, Op::Info),
+        Body::ClusterStatus => encode::bare(out, id, Op::ClusterStatus),
+        Body::ChangeCluster(change) => encode::change_cluster(out, id, change),
+        Body::Digests(request) => encode::digests(out, id, request),
         Body::OpenCache { name } => encode::named(out, id, Op::OpenCache, name),
         Body::DropCache { name } => encode::named(out, id, Op::DropCache, name),
         Body::ShowCache { name } => encode::named(out, id, Op::ShowCache, name),

@@ -7,7 +7,9 @@
 use kiln_protocol::command::{
     Arithmetic, Command, Delete, Direction, Get, ItemMeta, Outcome, Store, StoreMode, Touch, Ttl,
 };
-use kiln_protocol::native::admin::{CacheSpec, Credentials, Hello, Limits, Subscribe, Welcome};
+use kiln_protocol::native::admin::{
+    CacheSpec, ClusterChange, Credentials, DigestRequest, Hello, Limits, Subscribe, Welcome, change,
+};
 use kiln_protocol::native::{
     CacheRef, Data, Effect, Entry, ErrorCode, Failure, HitHead, Item, Old, Op, Producer, Reading,
     Request, Response, Scan, Value, Want, encode, end_frame, respond,
@@ -241,6 +243,24 @@ fn requests() -> Vec<Vector> {
                 Reading { sensor: b"sensor2", value: -3.0, time_ms: None },
             ];
             encode::ingest(out, 31, "plant", Some(producer), readings.into_iter());
+        }),
+        vector("cluster-status", "how the cluster is", |out| {
+            encode::bare(out, 32, Op::ClusterStatus)
+        }),
+        vector("change-cluster", "node 7 hands over what it holds", |out| {
+            let action = change::DRAIN.to_owned();
+            let change = ClusterChange { action, node: 7, ..ClusterChange::default() };
+            encode::change_cluster(out, 33, &change);
+        }),
+        vector("digests", "of two partitions of `sessions`, from a later place on", |out| {
+            let request = DigestRequest {
+                cache: "sessions".to_owned(),
+                cursor: Some(1 << 32),
+                ends_after_ms: 1_700_000_000_000,
+                partitions: vec![3, 700],
+                items: false,
+            };
+            encode::digests(out, 34, &request);
         }),
     ]
 }

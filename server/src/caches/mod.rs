@@ -19,7 +19,7 @@ mod tracking;
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Weak,
+        Arc, OnceLock, Weak,
         atomic::{
             AtomicBool, AtomicU64,
             Ordering::{Acquire, Relaxed, Release},
@@ -34,10 +34,18 @@ use parking_lot::Mutex;
 
 use self::largest::Largest;
 
-pub(crate) use settings::CacheSettings;
+pub(crate) use settings::{CacheSettings, Mode, Read, SettingsError};
 pub(crate) use tracking::{TrackError, Tracker, Trackers};
 
-use crate::mailbox::Mailbox;
+use kiln_cluster::{
+    ids::{CacheId, GroupKey, PartitionId, Place},
+    time::Mono,
+};
+
+use crate::{
+    cluster::{Cluster, GroupRights, Ticket},
+    mailbox::Mailbox,
+};
 
 /// Caches on one node.
 pub(crate) const CACHES_MAX: usize = 1_000;
@@ -70,9 +78,55 @@ pub(crate) struct Cache {
     pub(crate) largest: Mutex<Largest>,
     /// When all items will be gone by a delayed flush, in milliseconds; `u64::MAX` for never.
     flush_at_ms: AtomicU64,
+    /// What the cache is to the cluster, from the time it is known there.
+    cluster: OnceLock<ClusterCache>,
+}
+
+/// What a cache is to the cluster.
+#[derive(Clone, Debug)]
+pub(crate) struct ClusterCache {
+    /// Its number there.
+    pub(crate) id: CacheId,
+    /// Where its items are placed.
+    pub(crate) group: GroupKey,
+    /// Which of them this node may read by itself.
+    pub(crate) rights: Arc<GroupRights>,
+    /// A lease is enough for that.
+    pub(crate) leased: bool,
 }
 
 impl Cache {
+    /// The cluster knows the cache from now on. Only the first time counts: a number is not given
+    /// twice.
+    pub(crate) fn join_cluster(&self, cluster: ClusterCache) {
+        let _ = self.cluster.set(cluster);
+    }
+
+    /// What the cache is to the cluster.
+    #[inline]
+    pub(crate) fn cluster(&self) -> Option<&ClusterCache> {
+        self.cluster.get()
+    }
+
+    /// Whether workers may use the store by themselves as long as the node is alone. Not where
+    /// more than one memory is promised, nor where every write carries the clock of its cluster.
+    #[inline]
+    pub(crate) fn is_direct_alone(&self) -> bool {
+        self.settings.mode == Mode::Strong && self.settings.min_in_sync <= 1
+    }
+
+    /// The clock by which items may be ended: where copies have to agree, no later than they do.
+    pub(crate) fn clock_ms(&self, now_ms: u64, cluster: Option<&Cluster>) -> u64 {
+        match cluster {
+            None => now_ms,
+            Some(_) if self.settings.mode == Mode::Eventual => 0,
+            Some(cluster) if cluster.gate().is_closed() || !self.is_direct_alone() => {
+                cluster.ended_ms()
+            }
+            Some(_) => now_ms,
+        }
+    }
+
     /// Removes all items, now or later, and tells those who track any.
     pub(crate) fn flush(&self, at_ms: Option<u64>, now_ms: u64) {
         self.store.flush(at_ms, now_ms);
@@ -94,6 +148,20 @@ impl Cache {
 fn held(store: &Store) -> usize {
     let stats = store.stats();
     (stats.page_bytes + stats.heap_bytes) as usize
+}
+
+impl ClusterCache {
+    /// The right to read a key of this hash without asking anyone, if this node has it.
+    #[inline]
+    pub(crate) fn ticket(&self, hash: u64, now: Mono) -> Option<Ticket<'_>> {
+        self.rights.ticket(hash, self.leased, now)
+    }
+
+    /// Where a key of this hash lies.
+    pub(crate) fn place(&self, cluster: &Cluster, hash: u64) -> Place {
+        let partitions = u64::from(cluster.topology().partitions.max(1));
+        Place { group: self.group, partition: PartitionId((hash % partitions) as u32) }
+    }
 }
 
 /// All caches at one moment.
@@ -462,11 +530,11 @@ impl Caches {
     }
 
     /// Upkeep of every cache, in bounded steps.
-    pub(crate) fn maintain(&self, now_ms: u64, steps: usize) -> Upkeep {
+    pub(crate) fn maintain(&self, now_ms: u64, steps: usize, cluster: Option<&Cluster>) -> Upkeep {
         let mut sum = Upkeep::default();
         let table = self.table.load_full();
         for cache in table.iter() {
-            let found = cache.store.maintain(now_ms, steps);
+            let found = cache.store.maintain(cache.clock_ms(now_ms, cluster), steps);
             sum.more |= found.more;
             sum.next_due_ms = [sum.next_due_ms, found.next_due_ms].into_iter().flatten().min();
             let flush_at = cache.flush_at_ms.load(Relaxed);
@@ -544,6 +612,7 @@ impl Cache {
             settings,
             largest: Mutex::default(),
             flush_at_ms: AtomicU64::new(u64::MAX),
+            cluster: OnceLock::new(),
         }
     }
 }

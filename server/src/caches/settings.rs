@@ -1,5 +1,9 @@
 //! How a cache is made: the wishes of clients and files, checked.
 
+use kiln_cluster::{
+    ids,
+    topology::{self, ReadMode},
+};
 use kiln_engine::policy::PolicyKind;
 use kiln_protocol::native::admin::CacheSpec;
 
@@ -37,8 +41,6 @@ pub(crate) enum SettingsError {
     Word { what: &'static str, expected: &'static str },
     #[error("copies must be 1 to {COPIES_MAX}, and min_in_sync 1 to copies")]
     Copies,
-    #[error("this version serves one copy of each item: copies must be 1")]
-    OneCopy,
     #[error("values must be at most {limit} bytes (max_item_size of the node), not {value}")]
     ValueLimit { value: u64, limit: usize },
     #[error("memory of {0} bytes is beyond this machine")]
@@ -49,7 +51,7 @@ pub(crate) enum SettingsError {
 const NAME_LEN_MAX: usize = 64;
 
 /// More copies than any cluster has use for.
-const COPIES_MAX: u32 = 16;
+const COPIES_MAX: u32 = 8;
 
 macro_rules! words {
     ($(#[doc = $doc:literal])+ $type:ident, $expected:literal: $($(#[doc = $word_doc:literal])+ $name:ident = $word:literal,)+) => {
@@ -115,6 +117,29 @@ impl CacheSettings {
         }
     }
 
+    /// A cache of the cluster's table. What this node cannot have as described is cut down to what
+    /// it can.
+    pub(crate) fn of_table(name: &str, spec: &topology::CacheSpec, value_len_max: usize) -> Self {
+        Self {
+            name: name.into(),
+            mode: match spec.mode {
+                ids::Mode::Strong => Mode::Strong,
+                ids::Mode::Eventual => Mode::Eventual,
+            },
+            copies: u32::from(spec.copies),
+            min_in_sync: u32::from(spec.min_in_sync),
+            read: match spec.read {
+                ReadMode::Confirm | ReadMode::Quorum => Read::Primary,
+                ReadMode::Lease => Read::Leased,
+                ReadMode::Any => Read::Any,
+            },
+            eviction: spec.policy.parse().unwrap_or(PolicyKind::DEFAULT),
+            memory: usize::try_from(spec.memory).unwrap_or(0),
+            default_ttl_ms: spec.default_ttl_ms,
+            value_len_max: value_len_max.min(spec.value_len_max as usize),
+        }
+    }
+
     /// Checks a wish. `value_len_max` is the node's.
     pub(crate) fn from_spec(spec: &CacheSpec, value_len_max: usize) -> Result<Self, SettingsError> {
         if !is_name(&spec.name) {
@@ -125,9 +150,6 @@ impl CacheSettings {
             || !(1..=spec.copies).contains(&spec.min_in_sync)
         {
             return Err(SettingsError::Copies);
-        }
-        if spec.copies != 1 {
-            return Err(SettingsError::OneCopy);
         }
         let limit = value_len_max;
         let value_len_max = match spec.max_item_size {
@@ -217,7 +239,7 @@ mod tests {
         assert_eq!(text(|s| s.mode = "weak".into()), "mode must be strong or eventual");
         assert_eq!(text(|s| s.read = String::new()), "read must be primary, leased or any");
         assert!(text(|s| s.eviction = "fifo".into()).contains("eviction"));
-        assert!(text(|s| s.copies = 2).contains("one copy"));
+        assert!(text(|s| s.copies = 9).contains("copies"));
         assert!(text(|s| s.min_in_sync = 2).contains("min_in_sync"));
         assert!(text(|s| s.copies = 0).contains("copies"));
         assert!(text(|s| s.max_item_size = (1 << 20) + 1).contains("max_item_size"));

@@ -10,6 +10,7 @@ mod caches;
 mod cluster;
 mod connect;
 mod credentials;
+mod demo;
 mod dump;
 mod item_json;
 mod items;
@@ -21,6 +22,8 @@ mod top;
 mod value;
 
 use std::process::ExitCode;
+
+use cluster::cluster_picture;
 
 /// Where the exit codes are told to people.
 pub(crate) const EXIT_CODES: &str = "\
@@ -44,12 +47,13 @@ pub(crate) enum ClientCommand {
     /// Make, list, show and drop caches.
     #[command(subcommand)]
     Cache(caches::CacheCommand),
-    /// Show the cluster.
+    /// Show the cluster, change it, check its copies.
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
     Load(load::Load),
     Dump(dump::Dump),
     Bench(bench::Bench),
+    Demo(demo::Demo),
     Top(top::Top),
     Man(man::Man),
 }
@@ -102,6 +106,7 @@ pub(crate) fn run(command: ClientCommand, cli: fn() -> clap::Command) -> ExitCod
         ClientCommand::Load(command) => block_on(command.run()),
         ClientCommand::Dump(command) => block_on(command.run()),
         ClientCommand::Bench(command) => command.run(),
+        ClientCommand::Demo(command) => command.run(),
         ClientCommand::Top(command) => command.run(),
         ClientCommand::Man(command) => command.run(&cli()),
     };

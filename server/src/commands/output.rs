@@ -135,6 +135,12 @@ impl Table {
         print(text.split_once('\n').map_or("", |(_, rows)| rows))
     }
 
+    /// As it is printed to a file.
+    #[cfg(test)]
+    pub(crate) fn as_text(&self) -> String {
+        self.render(None, false)
+    }
+
     /// As text; lines are cut to `width` columns when there is one.
     fn render(&self, width: Option<usize>, bold: bool) -> String {
         let text = |cell: &Cell| match cell {

@@ -11,7 +11,7 @@ const MEMORY: u64 = 512 << 20;
 const MEMORY_MIN: u64 = kiln_engine::MEMORY_MIN as u64;
 
 /// The host's name, as far as a node may be called so.
-pub(super) fn host_name() -> String {
+pub(crate) fn host_name() -> String {
     let host = rustix::system::uname();
     NodeName::from_lossy(&host.nodename().to_string_lossy()).to_string()
 }

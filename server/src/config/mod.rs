@@ -16,11 +16,12 @@ mod value;
 use clap::ValueHint;
 use kiln_engine::policy::PolicyKind;
 
+pub(crate) use default::host_name;
 pub(crate) use load::{ConfigError, Loaded, Origin, Sources};
 pub(crate) use show::{render_effective, render_sample};
 pub(crate) use value::{
-    Bytes, Count, Eviction, FileMode, Listen, LogFilter, LogFormat, NodeName, OptionalPath, Period,
-    ReservedListen, Switch, TomlForm, Value,
+    Bytes, Count, Eviction, FileMode, Listen, LogFilter, LogFormat, NodeName, OptionalHost,
+    OptionalPath, Period, ReservedListen, Seeds, Switch, TomlForm, Value, Weight, Zone,
 };
 
 /// What is known of a setting beside its value.
@@ -159,14 +160,34 @@ settings! {
         listen_memcached_unix: OptionalPath = Fixed("off"), "PATH";
         /// Who may connect to the Unix socket.
         unix_socket_mode: FileMode = Fixed("0700"), "MODE";
-        /// Where health checks and metrics are served over HTTP.
+        /// Where HTTP clients connect: items, caches, health checks, metrics and the dashboard.
         listen_http: Listen = Fixed("127.0.0.1:7380"), "HOST:PORT";
         /// Where Kiln's own clients connect.
         listen_native: Listen = Fixed("127.0.0.1:7311"), "HOST:PORT";
-        /// Where other nodes connect.
-        listen_peer: ReservedListen = Fixed("off"), "HOST:PORT";
+        /// Where other nodes connect. Off makes a node that stays alone.
+        listen_peer: Listen = Fixed("127.0.0.1:7312"), "HOST:PORT";
         /// Where sensor readings come in.
         listen_ingest: ReservedListen = Fixed("off"), "HOST:PORT";
+    }
+    "Cluster" {
+        /// Nodes of the cluster to join, at their peer addresses; names are resolved anew each
+        /// time. Empty makes a cluster of this node.
+        join: Seeds = Fixed(""), "HOST:PORT,...";
+        /// Host name or address under which others reach this node; off takes the address it
+        /// listens on.
+        advertise: OptionalHost = Fixed("off"), "HOST";
+        /// Failure zone: copies of an item go to different zones where there are enough. Empty
+        /// means none.
+        zone: Zone = Fixed(""), "NAME";
+        /// Share of the items relative to other nodes. 0 makes a gateway that holds none.
+        weight: Weight = Fixed("1"), "NUMBER";
+        /// Only vote on who owns what; hold no items.
+        witness: Switch = Fixed("false"), "BOOL";
+        /// Copies of each item of the cache default, on as many nodes as there are.
+        replicas: Count = Fixed("2"), "N", "1"..="8";
+        /// Directory where the node keeps who it is and what the cluster agreed on; off keeps it
+        /// in memory, and a restart makes a new node.
+        data_dir: OptionalPath = Fixed("off"), "DIR";
     }
     "Cache" {
         /// What leaves when memory is full: what the keys' use so far suggests (adaptive), the
@@ -181,6 +202,8 @@ settings! {
         /// Connections of memcached and native clients over all listeners. One more is told so and
         /// closed.
         max_connections: Count = Fixed("4096"), "N", "1"..="1000000";
+        /// HTTP connections. When there are so many, the one at rest for longest gives way to one more.
+        max_http_connections: Count = Fixed("4096"), "N", "1"..="1000000";
         /// Close a connection that sent no request for this long; 0s never does.
         idle_timeout: Period = Fixed("0s"), "TIME", "0s"..="365d";
         /// Replies kept for one client. When they are more, its further requests wait until it has
@@ -191,6 +214,8 @@ settings! {
         auth_file: OptionalPath = Fixed("off"), "FILE";
         /// Allow clients to stop the node with the command shutdown.
         enable_shutdown: Switch = Fixed("false"), "BOOL";
+        /// Let viewers of the dashboard look through keys and values.
+        dashboard_keys: Switch = Fixed("true"), "BOOL";
     }
     "Process" {
         /// Time for connections to finish what is in flight after SIGTERM; then they are cut.
@@ -221,6 +246,13 @@ impl Config {
             conflicts.push(
                 "no client could connect: listen_memcached, listen_memcached_unix and \
                  listen_native are all off"
+                    .to_owned(),
+            );
+        }
+        if self.listen_peer == Listen::Off && !self.join.addresses().is_empty() {
+            conflicts.push(
+                "join needs a peer listener: set listen_peer to an address that the other nodes \
+                 can reach"
                     .to_owned(),
             );
         }

@@ -253,6 +253,137 @@ impl Display for ReservedListen {
     }
 }
 
+/// Addresses of nodes to ask, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Seeds(Vec<String>);
+
+impl Seeds {
+    /// More are of no use: one that answers is enough.
+    const MAX: usize = 64;
+
+    /// HOST:PORT each.
+    pub(crate) fn addresses(&self) -> Vec<String> {
+        self.0.clone()
+    }
+}
+
+impl Value for Seeds {
+    const FORM: &'static str = "HOST:PORT, or several with commas between; empty for none";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let mut seeds = Vec::new();
+        for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+            match Listen::parse(part)? {
+                Listen::On { port: 1.., .. } => seeds.push(part.to_owned()),
+                _ => return Err(format!("{part}: expected {}", Self::FORM)),
+            }
+        }
+        if seeds.len() > Self::MAX {
+            return Err(format!("at most {} addresses", Self::MAX));
+        }
+        Ok(Self(seeds))
+    }
+}
+
+impl Display for Seeds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join(","))
+    }
+}
+
+/// A host name or address, or none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct OptionalHost(Option<String>);
+
+impl OptionalHost {
+    /// The host, unless it is off.
+    pub(crate) fn get(&self) -> Option<&str> {
+        self.0.as_deref()
+    }
+}
+
+impl Value for OptionalHost {
+    const FORM: &'static str = "a host name or address without port, or off";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self(None));
+        }
+        let is_address = text.parse::<IpAddr>().is_ok();
+        let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+        if text.is_empty() || !(is_address || text.chars().all(valid)) {
+            return Err(format!("expected {}", Self::FORM));
+        }
+        Ok(Self(Some(text.to_owned())))
+    }
+}
+
+impl Display for OptionalHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.get().unwrap_or("off"))
+    }
+}
+
+/// A failure zone, or none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Zone(String);
+
+impl Value for Zone {
+    const FORM: &'static str = "up to 63 of A-Z a-z 0-9 . _ -; empty for none";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        if text.len() > NodeName::LEN_MAX || !text.chars().all(valid) {
+            return Err(format!("expected {}", Self::FORM));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl Display for Zone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A share relative to those of other nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Weight(u32);
+
+impl Weight {
+    /// A thousand times the greatest ratio that makes sense between two machines.
+    const MILLI_MAX: u32 = 1_000_000;
+
+    /// In thousandths.
+    pub(crate) fn milli(self) -> u32 {
+        self.0
+    }
+}
+
+impl Value for Weight {
+    const FORM: &'static str = "a number from 0 to 1000, at most three decimals";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let wrong = || format!("expected {}", Self::FORM);
+        let (whole, part) = text.split_once('.').unwrap_or((text, ""));
+        let digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
+        if whole.is_empty() || part.len() > 3 || !digits(whole) || !digits(part) {
+            return Err(wrong());
+        }
+        let whole: u32 = whole.parse().map_err(|_| wrong())?;
+        let part: u32 = format!("{part:0<3}").parse().map_err(|_| wrong())?;
+        let milli = whole.checked_mul(1_000).and_then(|milli| milli.checked_add(part));
+        milli.filter(|milli| *milli <= Self::MILLI_MAX).map(Self).ok_or_else(wrong)
+    }
+}
+
+impl Display for Weight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = format!("{}.{:03}", self.0 / 1_000, self.0 % 1_000);
+        f.write_str(text.trim_end_matches('0').trim_end_matches('.'))
+    }
+}
+
 /// The path of a file or socket that need not be there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct OptionalPath(Option<PathBuf>);

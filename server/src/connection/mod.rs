@@ -47,6 +47,10 @@ pub(crate) trait Session {
     /// then ends.
     fn refuse(&mut self, replies: &mut Vec<u8>);
 
+    /// Ready when everything is there that requests wait for; else has `task` woken then. Called
+    /// after [`Then::Wait`].
+    fn poll_waiting(&mut self, task: &mut task::Context<'_>) -> Poll<()>;
+
     /// Whether there is something to say that the client did not ask for; else has `task` woken
     /// when there is.
     fn poll_unasked(&mut self, task: &mut task::Context<'_>) -> Poll<()>;
@@ -65,6 +69,9 @@ pub(crate) enum Then {
     },
     /// Replies have piled up: write before going on with the rest of the input.
     Write,
+    /// Requests at the start of the rest wait for other nodes: nothing is run before
+    /// [`Session::poll_waiting`] is ready.
+    Wait,
     /// Write the replies, then close.
     Close,
 }

@@ -78,6 +78,7 @@ pub(crate) async fn serve<S: Session>(
         output: Output::default(),
         output_share: node.budget.buffers(),
         pinned_share: node.budget.pinned(),
+        waiting: false,
         closing: false,
         node: &node,
     };
@@ -102,6 +103,8 @@ struct Connection<'a, S> {
     output_share: Share,
     /// … and for the large values in it.
     pinned_share: Share,
+    /// What is held waits for other nodes.
+    waiting: bool,
     /// Nothing is read any more; the connection ends when its replies are out.
     closing: bool,
 }
@@ -126,8 +129,11 @@ impl<S: Session> Connection<'_, S> {
             if self.closing {
                 return Ok(());
             }
+            if self.waiting {
+                self.wait().await;
+            }
             if self.held.len() >= self.wanted.max(1) {
-                // Requests that waited for the replies before them.
+                // Requests that waited for the replies before them, or for other nodes.
                 self.run_held()?;
                 continue;
             }
@@ -158,6 +164,16 @@ impl<S: Session> Connection<'_, S> {
                 Turn::End => return Ok(()),
             }
         }
+    }
+
+    /// Waits for other nodes. They answer, or are answered for, within a bounded time.
+    async fn wait(&mut self) {
+        let begun = Instant::now();
+        let session = &mut self.session;
+        poll_fn(|task| session.poll_waiting(task)).await;
+        self.waiting = false;
+        self.peer.busy(self.node.clock.now_ms());
+        self.worker.latencies.count(S::PROTOCOL, begun.elapsed());
     }
 
     /// Writes until all replies are out.
@@ -332,6 +348,10 @@ impl<S: Session> Connection<'_, S> {
         match then {
             Then::Read { at_least } => self.wanted = at_least,
             Then::Write => self.wanted = 0,
+            Then::Wait => {
+                self.wanted = 0;
+                self.waiting = true;
+            }
             Then::Close => self.closing = true,
         }
     }

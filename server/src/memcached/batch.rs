@@ -21,7 +21,7 @@ use crate::execute::{Sink, execute, meta};
 use crate::memcached::{PROTOCOL_VERSION, stats};
 
 /// Requests parsed ahead, so that what they need can be fetched ahead.
-const BATCH_MAX: usize = 64;
+pub(super) const BATCH_MAX: usize = 64;
 
 /// What the store spends on an item beside key and value, about: for `me` and `stats`.
 const ITEM_OVERHEAD: usize = 32;
@@ -29,9 +29,9 @@ const ITEM_OVERHEAD: usize = 32;
 /// Memory for one batch at a time: one per worker, used by its connections in turn.
 pub(crate) struct BatchMemory {
     /// Empty between batches; kept for its memory.
-    ops: Vec<Op<'static>>,
-    hashes: Vec<u64>,
-    keys: KeyScratch,
+    pub(super) ops: Vec<Op<'static>>,
+    pub(super) hashes: Vec<u64>,
+    pub(super) keys: KeyScratch,
 }
 
 impl Default for BatchMemory {
@@ -105,7 +105,7 @@ pub(super) fn run(
 
 /// Counts one of the keys asked for.
 #[cold]
-fn count_key(context: &Context<'_>, ops: &[Op<'_>], place: usize, hash: u64) {
+pub(super) fn count_key(context: &Context<'_>, ops: &[Op<'_>], place: usize, hash: u64) {
     let commands = ops.iter().filter_map(|op| match op {
         Op::Data { command, .. } => Some(command),
         _ => None,
@@ -117,7 +117,7 @@ fn count_key(context: &Context<'_>, ops: &[Op<'_>], place: usize, hash: u64) {
 
 /// Parses up to `ops_max` requests. Returns what the next one needs, or `None` when there may be
 /// more in the input.
-fn parse<'a>(
+pub(super) fn parse<'a>(
     parser: &mut Parser,
     input: &'a [u8],
     keys: &'a KeyScratch,
@@ -156,25 +156,25 @@ fn parse<'a>(
 }
 
 /// The vector's memory, for ops that borrow from another input.
-fn recycle(mut ops: Vec<Op<'_>>) -> Vec<Op<'static>> {
+pub(super) fn recycle(mut ops: Vec<Op<'_>>) -> Vec<Op<'static>> {
     ops.clear();
     // Nothing to convert, and source and target are alike, so the allocation is taken over.
     ops.into_iter().map(|_| Op::Quit).collect()
 }
 
 #[derive(PartialEq, Eq)]
-enum After {
+pub(super) enum After {
     Next,
     Close,
 }
 
-struct ToClient<'a, 'r> {
-    reply: &'a Reply<'r>,
-    replies: &'a mut Vec<u8>,
-    output: &'a mut Output,
-    pinned: &'a mut Share,
+pub(super) struct ToClient<'a, 'r> {
+    pub(super) reply: &'a Reply<'r>,
+    pub(super) replies: &'a mut Vec<u8>,
+    pub(super) output: &'a mut Output,
+    pub(super) pinned: &'a mut Share,
     /// Set when the answer could not be given and the connection must end.
-    failed: &'a mut bool,
+    pub(super) failed: &'a mut bool,
 }
 
 impl Sink for ToClient<'_, '_> {
@@ -214,7 +214,7 @@ impl Sink for ToClient<'_, '_> {
 const OUT_OF_MEMORY_WRITING: &[u8] = b"SERVER_ERROR out of memory writing get response\r\n";
 
 /// Executes one request and writes its answer.
-fn answer(
+pub(super) fn answer(
     parser: &mut Parser,
     context: &mut Context<'_>,
     op: &Op<'_>,
@@ -263,7 +263,8 @@ fn answer(
         Op::Version => write_version(PROTOCOL_VERSION, replies),
         Op::MetaNoop => replies.extend_from_slice(lines::META_NOOP),
         Op::MetaDebug { key, reply } => {
-            let item = cache.store.peek(key, Store::hash(key), context.now_ms);
+            let clock_ms = cache.clock_ms(context.now_ms, node.cluster.get().map(|c| &**c));
+            let item = cache.store.peek(key, Store::hash(key), clock_ms);
             let item = item.map(|info| meta(&info, context.now_ms));
             let described =
                 item.as_ref().map(|item| (item, key.len() + item.value_len + ITEM_OVERHEAD));

@@ -2,10 +2,12 @@
 //!
 //! ```text
 //!   batch        the requests of one read: parsed, prefetched, executed in order
+//!   clustered    the same where other nodes have a say
 //!   stats        what `stats` answers
 //! ```
 
 mod batch;
+mod clustered;
 mod stats;
 
 use std::task::{self, Poll};
@@ -33,11 +35,14 @@ pub(crate) const TOO_MANY: &[u8] = b"ERROR Too many open connections\r\n";
 /// A memcached client.
 pub(crate) struct Memcached {
     parser: Parser,
+    /// Requests that wait for other nodes.
+    pending: Option<clustered::Pending>,
 }
 
 impl Memcached {
     pub(crate) fn new(node: &Node) -> Self {
         Self {
+            pending: None,
             parser: Parser::new(Limits {
                 value_len_max: node.default_cache().store.value_len_max(),
                 auth_required: node.auth.is_some(),
@@ -57,7 +62,20 @@ impl Session for Memcached {
         input: &[u8],
         memory: &mut WorkerMemory,
     ) -> (usize, Then) {
-        batch::run(&mut self.parser, context, input, memory)
+        let Some(cluster) = context.node.cluster.get() else {
+            return batch::run(&mut self.parser, context, input, memory);
+        };
+        match cluster.gate().enter(context.worker.index) {
+            Some(_inside) => batch::run(&mut self.parser, context, input, memory),
+            None => clustered::run(self, cluster, context, input, memory),
+        }
+    }
+
+    fn poll_waiting(&mut self, task: &mut task::Context<'_>) -> Poll<()> {
+        match &self.pending {
+            Some(pending) => pending.poll(task),
+            None => Poll::Ready(()),
+        }
     }
 
     fn refuse(&mut self, replies: &mut Vec<u8>) {

@@ -1,13 +1,8 @@
 //! What is asked rarely: caches, topology, figures.
 
-use std::net::SocketAddr;
-
 use kiln_protocol::native::{
     Body, ErrorCode, Failure,
-    admin::{
-        CacheInfo, CacheList, CacheView, GroupView, KeyInfo, NodeInfo, NodeView, Opened,
-        ProtocolInfo, TopologyView,
-    },
+    admin::{CacheInfo, CacheList, KeyInfo, NodeInfo, Opened, ProtocolInfo},
     respond,
 };
 
@@ -16,20 +11,10 @@ use crate::{
     connection::Context,
     hottest, latency,
     listen::Protocol,
-    native::{RETRY_AFTER_MS, batch::no_such_cache, session::Native},
+    native::{RETRY_AFTER_MS, batch::no_such_cache, cluster_view, session::Native},
     node::Node,
     process::Usage,
-    shutdown::Phase,
 };
-
-/// The id of a node that is its whole cluster.
-pub(super) const NODE_ID: u64 = 1;
-
-/// Keys become partitions by XXH3-64, modulo their number.
-pub(super) const HASH_ID: u32 = 1;
-
-/// Partitions of a cluster.
-const PARTITIONS: u32 = 1024;
 
 /// Hottest and largest keys that are told.
 const KEYS_MAX: usize = 16;
@@ -72,6 +57,9 @@ pub(super) fn run(
                     return refuse(replies, ErrorCode::BadArgument, &error.to_string());
                 }
             };
+            if let Err(error) = node.check_copies(&settings) {
+                return refuse(replies, ErrorCode::BadArgument, &error.to_string());
+            }
             match node.caches.create(settings, context.now_ms) {
                 Ok((cache, is_new)) => {
                     if is_new {
@@ -107,12 +95,26 @@ pub(super) fn run(
             }
             None => no_such_cache(replies, id),
         },
-        Body::Topology => respond::structure(replies, id, &topology(node)),
+        Body::Topology => respond::structure(replies, id, &cluster_view::topology(node)),
         Body::Subscribe(subscribe) => {
             session.mailbox.want_topology(subscribe.topology);
             respond::ok(replies, id);
         }
         Body::Info => respond::structure(replies, id, &info(node, context.now_ms)),
+        Body::ClusterStatus => {
+            respond::structure(replies, id, &cluster_view::status(node));
+        }
+        Body::ChangeCluster(_) => {
+            let text = "this node takes no other nodes: listen_peer is off";
+            refuse(replies, ErrorCode::Unsupported, text);
+        }
+        Body::Digests(request) => match table.by_name(&request.cache) {
+            Some((_, cache)) => match cluster_view::digests(node, cache, request) {
+                Ok(digests) => respond::structure(replies, id, &digests),
+                Err(text) => refuse(replies, ErrorCode::BadArgument, text),
+            },
+            None => no_such_cache(replies, id),
+        },
         Body::Ingest(_) => {
             refuse(replies, ErrorCode::Unsupported, "this version has no streams");
         }
@@ -125,6 +127,31 @@ pub(super) fn run(
         Body::Hello(_) | Body::Data(_) | Body::Batch { .. } | Body::Scan(_) | Body::Ping => {
             refuse(replies, ErrorCode::Internal, "the node lost its way with this request");
         }
+    }
+}
+
+/// Answers what the controller group was asked for.
+pub(super) fn decided(
+    context: &Context<'_>,
+    id: u32,
+    body: &Body<'_>,
+    decided: Result<(), (ErrorCode, String)>,
+    replies: &mut Vec<u8>,
+) {
+    if let Err((code, text)) = decided {
+        return respond::failure(replies, id, &Failure::refused(code, &text));
+    }
+    match body {
+        // Anew: the table has it now.
+        Body::CreateCache(spec) => match context.node.caches.load().by_name(&spec.name) {
+            Some((_, cache)) => respond::structure(replies, id, &describe(cache)),
+            None => {
+                let text =
+                    "the cache was made, but this node could not make room for it; see its log";
+                respond::failure(replies, id, &Failure::refused(ErrorCode::LimitReached, text));
+            }
+        },
+        _ => respond::ok(replies, id),
     }
 }
 
@@ -160,48 +187,6 @@ fn describe(cache: &Cache) -> CacheInfo {
     }
 }
 
-/// A cluster of one: this node owns every partition.
-pub(super) fn topology(node: &Node) -> TopologyView {
-    let address = |address: Option<SocketAddr>| address.map_or(String::new(), |a| a.to_string());
-    // Before the table: what is told must be as new as its epoch says, and may be newer.
-    let epoch = node.epoch();
-    let table = node.caches.load();
-    TopologyView {
-        epoch,
-        cluster_id: node.cluster_id(),
-        hash_id: HASH_ID,
-        partitions: PARTITIONS,
-        nodes: vec![NodeView {
-            id: NODE_ID,
-            name: node.config.name.to_string(),
-            state: match node.shutdown.phase() {
-                Phase::Starting => "joining",
-                Phase::Ready => "ready",
-                Phase::Draining => "draining",
-            }
-            .to_owned(),
-            zone: String::new(),
-            weight: 1.0,
-            native: address(node.endpoints.native),
-            memcached: address(node.endpoints.memcached_tcp()),
-            http: address(node.endpoints.http),
-        }],
-        groups: vec![GroupView {
-            mode: "strong".to_owned(),
-            copies: 1,
-            owners: vec![vec![0]; PARTITIONS as usize],
-        }],
-        caches: table
-            .iter()
-            .map(|cache| CacheView {
-                name: cache.settings.name.as_ref().into(),
-                group: 0,
-                read: cache.settings.read.name().to_owned(),
-            })
-            .collect(),
-    }
-}
-
 fn info(node: &Node, now_ms: u64) -> NodeInfo {
     let totals = node.totals();
     let usage = Usage::read();
@@ -218,7 +203,8 @@ fn info(node: &Node, now_ms: u64) -> NodeInfo {
     let items = SAMPLE_ITEMS / table.iter().count().max(1);
     for cache in table.iter() {
         let mut sample = cache.largest.lock();
-        largest.extend(sample.sample(&cache.store, items, now_ms).iter().map(|(key, len)| {
+        let clock_ms = cache.clock_ms(now_ms, node.cluster.get().map(|c| &**c));
+        largest.extend(sample.sample(&cache.store, items, clock_ms).iter().map(|(key, len)| {
             KeyInfo { cache: cache.settings.name.as_ref().into(), key: key.to_vec(), amount: *len }
         }));
     }

@@ -11,9 +11,11 @@ use kiln_protocol::{
 
 use crate::{
     caches::Table,
+    cluster::Cluster,
     connection::{Context, Then, WorkerMemory},
     native::{
         BATCH_OPS_MAX, admin,
+        clustered::{self, Way},
         item::{self, Answer},
         scan,
         session::{Found, Native},
@@ -55,7 +57,7 @@ impl Scratch {
 }
 
 /// A request that was read.
-enum Ready<'a, 't> {
+pub(super) enum Ready<'a, 't> {
     Item {
         head: ItemHead<'a>,
         found: Option<Found<'t>>,
@@ -93,7 +95,7 @@ enum Ready<'a, 't> {
 
 impl Ready<'_, '_> {
     /// Where the request ends in the input of its batch.
-    fn end(&self) -> usize {
+    pub(super) fn end(&self) -> usize {
         match self {
             Self::Item { end, .. }
             | Self::Batch { end, .. }
@@ -108,6 +110,7 @@ impl Ready<'_, '_> {
 /// Runs all complete requests in `input`. Returns how many bytes are done with, and what next.
 pub(super) fn run(
     session: &mut Native,
+    way: Way<'_>,
     context: &mut Context<'_>,
     input: &[u8],
     memory: &mut WorkerMemory,
@@ -118,9 +121,27 @@ pub(super) fn run(
     loop {
         // Each time anew: a request of the last pass may have changed the caches.
         let table = context.node.caches.load();
+        if session.pending.as_ref().is_some_and(|pending| !pending.is_done()) {
+            return (done, Then::Wait);
+        }
+        if let Some(cluster) = way.cluster()
+            && let Some(pending) = session.pending.take()
+        {
+            let input = &input[done..];
+            let finished = clustered::finish(
+                session, cluster, context, &table, input, pending, replies, scratch,
+            );
+            done += finished.consumed;
+            let piled_up = replies.len() + context.output.len() >= context.replies_max;
+            match (finished.waits, piled_up) {
+                (true, _) => return (done, Then::Wait),
+                (false, true) => return (done, Then::Write),
+                (false, false) => continue,
+            }
+        }
         let mut requests: Vec<Ready<'_, '_>> = std::mem::take(kept);
         hashes.clear();
-        let rest = read(session, &table, &input[done..], &mut requests, hashes);
+        let rest = read(session, &table, &input[done..], &mut requests, hashes, AHEAD_MAX);
         if session.is_open
             && let Some(place) = sampler.pick(requests.len())
         {
@@ -130,7 +151,35 @@ pub(super) fn run(
         let mut left = Left::All;
         let mut operations = 0;
         let mut ahead: Option<Ahead<'_>> = None;
+        let mut begins = done;
         for (number, request) in (1..).zip(&requests) {
+            if let Some(cluster) = waits_for(session, way, request) {
+                let at_once = match request {
+                    Ready::Item { head, found: Some(found), .. } => {
+                        ahead = None;
+                        let hash = hashes[number - 1];
+                        clustered::try_at_once(
+                            session, cluster, context, *found, head, hash, replies, scratch,
+                        )
+                    }
+                    _ => false,
+                };
+                if !at_once {
+                    let (requests, hashes) = (&requests[number - 1..], &hashes[number - 1..]);
+                    let pending =
+                        clustered::begin(session, cluster, context, &table, requests, hashes);
+                    operations += pending.operations();
+                    session.pending = Some(pending);
+                    left = Left::Waiting(begins);
+                    break;
+                }
+                operations += 1;
+                begins = done + request.end();
+                if number == last {
+                    done = begins;
+                }
+                continue;
+            }
             let after = match request {
                 Ready::Item { head, found, .. } if session.is_open => {
                     operations += 1;
@@ -147,6 +196,7 @@ pub(super) fn run(
                 }
             };
             let end = done + request.end();
+            begins = end;
             if after == After::Close {
                 left = Left::Nothing;
                 break;
@@ -169,6 +219,7 @@ pub(super) fn run(
                 context.worker.counters.conn_yields.add(1);
                 return (end, Then::Write);
             }
+            Left::Waiting(at) => return (at, Then::Wait),
             Left::All => {}
         }
         if let Some(at_least) = rest {
@@ -184,7 +235,30 @@ pub(super) fn run(
 enum Left {
     All,
     From(usize),
+    /// From here on they wait for other nodes.
+    Waiting(usize),
     Nothing,
+}
+
+/// The cluster, if a request has to pass it.
+#[inline]
+fn waits_for<'a>(session: &Native, way: Way<'a>, request: &Ready<'_, '_>) -> Option<&'a Cluster> {
+    if matches!(way, Way::Alone) || !session.is_open {
+        return None;
+    }
+    match request {
+        Ready::Item { found: Some(found), .. } => way.of(found.cache),
+        Ready::Batch { found: Some(found), items, .. } if items.len() <= BATCH_OPS_MAX => {
+            way.of(found.cache)
+        }
+        Ready::Rare { request, .. } => match (&request.body, way) {
+            // Nobody else has anything of it.
+            (Body::Flush { .. }, Way::Inside(_)) => None,
+            (body, _) if clustered::is_for_control(body) => way.cluster(),
+            _ => None,
+        },
+        _ => None,
+    }
 }
 
 #[derive(PartialEq, Eq)]
@@ -201,17 +275,18 @@ fn count_key(context: &Context<'_>, request: &Ready<'_, '_>, hash: u64) {
     }
 }
 
-/// Reads some requests, and gives each a hash: that of its key, if it has one. Returns how many
+/// Reads up to so many requests, and gives each a hash: that of its key, if it has one. Returns how many
 /// bytes the next one needs, or `None` when there may be more in the input.
-fn read<'a, 't>(
+pub(super) fn read<'a, 't>(
     session: &Native,
     table: &'t Table,
     input: &'a [u8],
     requests: &mut Vec<Ready<'a, 't>>,
     hashes: &mut Vec<u64>,
+    requests_max: usize,
 ) -> Option<usize> {
     let mut at = 0;
-    while requests.len() < AHEAD_MAX {
+    while requests.len() < requests_max {
         let body = match session.frames.next(&input[at..]) {
             Ok(Parsed::Complete { message, consumed }) => {
                 at += consumed;

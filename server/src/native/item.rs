@@ -222,6 +222,33 @@ fn run_special(
     }
 }
 
+/// Has `run` answer an operation through a sink, which knows what is wanted of the answer. Returns
+/// what `run` returns.
+pub(super) fn answer_with(
+    session: &Native,
+    context: &mut Context<'_>,
+    want: Want,
+    answer: Answer,
+    replies: &mut Vec<u8>,
+    scratch: &mut Scratch,
+    run: impl FnOnce(Aside<'_, '_>) -> bool,
+) -> bool {
+    let sink = ToClient {
+        answer,
+        no_value: want.no_value,
+        replies,
+        output: context.output,
+        pinned: context.pinned,
+        compressed: session.lz4.then_some(&mut *scratch),
+    };
+    let mut aside = None;
+    let done = run(Aside { sink, item: &mut aside });
+    if let Some(item) = aside {
+        send_compressed(&item, answer, replies, scratch);
+    }
+    done
+}
+
 /// Executes a command. Returns the item of a hit whose value was put aside, to be compressed.
 #[inline]
 fn execute_with(
@@ -236,7 +263,8 @@ fn execute_with(
     aside
 }
 
-struct Aside<'a, 'i> {
+/// A sink that puts values aside which are to be compressed.
+pub(super) struct Aside<'a, 'i> {
     sink: ToClient<'a>,
     item: &'i mut Option<ItemMeta>,
 }

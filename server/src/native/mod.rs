@@ -4,16 +4,20 @@
 //!   session   one client: hello, what it opened, what it is told unasked
 //!   batch     the requests of one read: parsed, prefetched, executed in order
 //!   item      one operation on one item, with all that can be wanted of it
+//!   clustered the same where other nodes have a say
 //!   replace   writes that hand back what they replaced
 //!   scan      a step through a cache
-//!   admin     caches, topology, figures
+//!   admin     caches, figures
+//!   cluster_view  the cluster: its table, how it is, changes of it, digests of copies
 //! ```
 
 mod admin;
 mod batch;
+pub(crate) mod cluster_view;
+mod clustered;
 mod item;
 mod replace;
-mod scan;
+pub(crate) mod scan;
 mod session;
 
 use kiln_protocol::native::{ErrorCode, Failure, KEY_LEN_MAX, admin::Limits, respond};
@@ -21,6 +25,7 @@ use kiln_protocol::native::{ErrorCode, Failure, KEY_LEN_MAX, admin::Limits, resp
 use crate::node::Node;
 
 pub(crate) use batch::BatchMemory;
+pub(crate) use cluster_view::topology;
 pub(crate) use session::Native;
 
 /// Operations in one batch, at most.

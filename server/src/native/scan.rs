@@ -10,6 +10,10 @@
 
 use std::{collections::BTreeMap, mem, ops::Range, sync::Arc};
 
+use kiln_cluster::{
+    ids::{GroupKey, Member, Mode},
+    topology::Topology,
+};
 use kiln_engine::{GetOptions, ItemInfo, Store, Value};
 use kiln_protocol::native::{Entry, ErrorCode, Failure, Scan, Value as WireValue, respond};
 
@@ -17,10 +21,11 @@ use crate::{
     caches::Cache,
     connection::Context,
     native::{batch::Scratch, gathered_len_max},
+    node::Node,
 };
 
 /// Items told in one step.
-pub(super) const ITEMS_MAX: usize = 1_000;
+pub(crate) const ITEMS_MAX: usize = 1_000;
 
 /// Items looked at in one step, about.
 const SEEN_MAX: usize = 8_192;
@@ -40,7 +45,7 @@ const CURSOR_LEN: usize = 20;
 
 /// A page being gathered. Kept by a worker for its memory.
 #[derive(Default)]
-pub(super) struct Page {
+pub(crate) struct Page {
     bytes: Vec<u8>,
     found: Vec<Found>,
     /// Bytes that keys and values may take, and [`ENTRY_OVERHEAD`] for each item.
@@ -78,23 +83,14 @@ pub(super) fn run(
     replies: &mut Vec<u8>,
     scratch: &mut Scratch,
 ) {
-    let start = match scan.cursor.map(|cursor| decode(cache, cursor)) {
-        None => Place::default(),
-        Some(Some(place)) => place,
-        Some(None) => {
-            let text = "the cursor is of another cache, or was dropped with it";
-            let failure = Failure::refused(ErrorCode::BadArgument, text);
-            return respond::failure(replies, id, &failure);
-        }
-    };
     let page = &mut scratch.page;
-    page.begin(gathered_len_max(context.node) - PAGE_OVERHEAD);
-    let limit = (scan.limit as usize).clamp(1, ITEMS_MAX);
-    let next = page.gather(&cache.store, start, limit, scan, context.now_ms);
-    if scan.values {
-        page.add_values(&cache.store, context.now_ms);
-    }
-    let cursor = next.map(|place| encode(cache, place));
+    let room = gathered_len_max(context.node) - PAGE_OVERHEAD;
+    let lens = Lens::of(context.node, cache, context.now_ms);
+    let Some(cursor) = step(cache, scan, page, room, &lens) else {
+        let text = "the cursor is of another cache, or was dropped with it";
+        let failure = Failure::refused(ErrorCode::BadArgument, text);
+        return respond::failure(replies, id, &failure);
+    };
     let Page { bytes, found, .. } = page;
     let entries = found.iter().map(|found| Entry {
         key: &bytes[found.key.clone()],
@@ -107,7 +103,86 @@ pub(super) fn run(
     respond::page(replies, id, cursor.as_ref().map(<[u8; CURSOR_LEN]>::as_slice), entries);
 }
 
+/// Fills `page` with a step through a cache, of at most `room` bytes; the cache that `scan` names
+/// is not looked at. Returns where to go on, or nothing when the cursor is not one of the cache.
+pub(crate) fn step(
+    cache: &Cache,
+    scan: &Scan<'_>,
+    page: &mut Page,
+    room: usize,
+    lens: &Lens,
+) -> Option<Option<[u8; CURSOR_LEN]>> {
+    let start = match scan.cursor {
+        None => Place::default(),
+        Some(cursor) => decode(cache, cursor)?,
+    };
+    page.begin(room);
+    let limit = (scan.limit as usize).clamp(1, ITEMS_MAX);
+    let next = page.gather(&cache.store, start, limit, scan, lens);
+    if scan.values {
+        page.add_values(&cache.store, lens);
+    }
+    Some(next.map(|place| encode(cache, place)))
+}
+
+/// An item of a page: where its key is, what is known of it, and where its value is.
+pub(crate) type Item = (Range<usize>, ItemInfo, Option<Range<usize>>);
+
+/// What of a store a scan shows: on a node of several, the items that it answers for. Copies of
+/// what others answer for are shown by them.
+pub(crate) struct Lens {
+    /// The clock of the store.
+    clock_ms: u64,
+    now_ms: u64,
+    /// Where items have to lie to be shown.
+    part: Option<(Arc<Topology>, GroupKey, Member)>,
+}
+
+impl Lens {
+    /// Everything.
+    fn all(now_ms: u64) -> Self {
+        Self { clock_ms: now_ms, now_ms, part: None }
+    }
+
+    /// What this node answers for.
+    pub(crate) fn of(node: &Node, cache: &Cache, now_ms: u64) -> Self {
+        let Some(cluster) = node.cluster.get() else { return Self::all(now_ms) };
+        let alone = !cluster.gate().is_closed();
+        if alone && cache.is_direct_alone() {
+            return Self::all(now_ms);
+        }
+        let part = cache.cluster().filter(|_| !alone);
+        let part = part.map(|known| (Arc::clone(&cluster.topology()), known.group, cluster.me));
+        Self { clock_ms: cache.clock_ms(now_ms, Some(cluster)), now_ms, part }
+    }
+
+    fn shows(&self, key: &[u8], info: &ItemInfo) -> bool {
+        if info.deadline_ms.is_some_and(|deadline| deadline <= self.now_ms) {
+            return false;
+        }
+        self.part.as_ref().is_none_or(|(topology, group, me)| {
+            let place = topology_place(topology, *group, key);
+            let state = topology.partition(place);
+            state.is_some_and(|state| match group.mode {
+                Mode::Strong => state.primary == Some(*me),
+                // All owners answer; the first of them is enough.
+                Mode::Eventual => state.in_sync.first() == Some(me),
+            })
+        })
+    }
+}
+
+fn topology_place(topology: &Topology, group: GroupKey, key: &[u8]) -> kiln_cluster::ids::Place {
+    kiln_cluster::ids::Place { group, partition: topology.partition_of(key) }
+}
+
 impl Page {
+    /// All bytes, and where in them key and value of each item are.
+    pub(crate) fn into_items(self) -> (Vec<u8>, impl Iterator<Item = Item>) {
+        let items = self.found.into_iter().map(|found| (found.key, found.info, found.value));
+        (self.bytes, items)
+    }
+
     fn begin(&mut self, room: usize) {
         self.found.clear();
         self.bytes.clear();
@@ -122,15 +197,16 @@ impl Page {
         start: Place,
         limit: usize,
         scan: &Scan<'_>,
-        now_ms: u64,
+        lens: &Lens,
     ) -> Option<Place> {
         let (mut place, mut seen) = (start, 0);
         for _ in 0..LOOKS_MAX {
             let before = (self.found.len(), self.bytes.len());
             let mut full = false;
-            let step = store.scan(place.at, 1, now_ms, |entry| {
+            let step = store.scan(place.at, 1, lens.clock_ms, |entry| {
                 let told = place.from > 0 && order(entry.key) < place.from;
-                if full || told || !entry.key.starts_with(scan.prefix) {
+                let wanted = entry.key.starts_with(scan.prefix);
+                if full || told || !wanted || !lens.shows(entry.key, &entry.info) {
                     return;
                 }
                 full = !self.add(entry.key, entry.info, entry.value.filter(|_| scan.values));
@@ -139,7 +215,7 @@ impl Page {
                 self.found.truncate(before.0);
                 self.bytes.truncate(before.1);
                 if before.0 == 0 {
-                    return self.gather_part(store, place, scan, now_ms);
+                    return self.gather_part(store, place, scan, lens);
                 }
                 return Some(place);
             }
@@ -159,15 +235,16 @@ impl Page {
         store: &Store,
         place: Place,
         scan: &Scan<'_>,
-        now_ms: u64,
+        lens: &Lens,
     ) -> Option<Place> {
         let mut first: BTreeMap<(u64, Box<[u8]>), ItemInfo> = BTreeMap::new();
         let mut len = 0;
         let mut until = None;
-        let step = store.scan(place.at, 1, now_ms, |entry| {
+        let step = store.scan(place.at, 1, lens.clock_ms, |entry| {
             let order = order(entry.key);
             let passed = order < place.from || until.is_some_and(|until| order >= until);
-            if passed || !entry.key.starts_with(scan.prefix) {
+            let wanted = entry.key.starts_with(scan.prefix);
+            if passed || !wanted || !lens.shows(entry.key, &entry.info) {
                 return;
             }
             len += ENTRY_OVERHEAD + entry.key.len();
@@ -220,7 +297,7 @@ impl Page {
     }
 
     /// Adds values that are not in one piece, as far as there is room.
-    fn add_values(&mut self, store: &Store, now_ms: u64) {
+    fn add_values(&mut self, store: &Store, lens: &Lens) {
         let options = GetOptions { no_bump: true, ..GetOptions::default() };
         let mut all = mem::take(&mut self.found);
         self.room = self.room.saturating_sub(all.len() * ENTRY_OVERHEAD);
@@ -229,7 +306,8 @@ impl Page {
                 continue;
             }
             let key = self.bytes[found.key.clone()].to_vec();
-            let read = store.get(&key, Store::hash(&key), &options, now_ms, |info, value| {
+            let hash = Store::hash(&key);
+            let read = store.get(&key, hash, &options, lens.clock_ms, |info, value| {
                 // Written again meanwhile, it may have become longer.
                 if info.value_len > self.free() {
                     return None;
@@ -293,7 +371,7 @@ mod tests {
         let (mut place, mut told) = (Place::default(), BTreeSet::new());
         for _ in 0..100_000 {
             page.begin(3 * (ENTRY_OVERHEAD + 10));
-            let next = page.gather(store, place, 1, &scan, 1);
+            let next = page.gather(store, place, 1, &scan, &Lens::all(1));
             let keys: Vec<_> =
                 page.found.iter().map(|found| page.bytes[found.key.clone()].to_vec()).collect();
             assert!(keys.len() <= 3);

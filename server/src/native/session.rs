@@ -4,10 +4,16 @@
 //! them, so an answered ping says that everything before it has been told.
 
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     task::{self, Poll, Waker},
 };
 
+use kiln_cluster::{
+    effect::Outcome as CoreOutcome,
+    ids::{Generation, Place},
+    node::Reply as CoreReply,
+};
 use kiln_protocol::native::{
     CacheRef, Effect, ErrorCode, Failure, Frames, HELLO_FRAME_MAX, MAGIC, VERSION,
     admin::{Hello, Welcome, capability},
@@ -16,10 +22,15 @@ use kiln_protocol::native::{
 
 use crate::{
     caches::{Cache, CacheKey, Table, TrackError, Tracker},
+    cluster::Cluster,
     connection::{Context, Session, Then, WorkerMemory},
     listen::Protocol,
     mailbox::{Mailbox, Note},
-    native::{HANDLES_MAX, admin, batch, frame_len_max, gathered_len_max, limits},
+    native::{
+        HANDLES_MAX, batch, cluster_view,
+        clustered::{Pending, Way},
+        frame_len_max, gathered_len_max, limits,
+    },
     node::Node,
 };
 
@@ -40,6 +51,12 @@ pub(crate) struct Native {
     pub(super) lz4: bool,
     /// By number, rising; `default` first.
     handles: Vec<Handle>,
+    /// Requests that wait for other nodes.
+    pub(super) pending: Option<Pending>,
+    /// Losses of data that this client was told of.
+    told: BTreeMap<Place, Generation>,
+    /// It need not be told of those before.
+    since_ms: u64,
     /// Given to the next cache. Numbers are not given twice: requests under way may still name a
     /// cache that was dropped.
     next_number: u32,
@@ -63,6 +80,23 @@ impl Native {
             lz4: false,
             handles: vec![Handle { number: 0, key: CacheKey::DEFAULT, tracker: None }],
             next_number: 1,
+            pending: None,
+            told: BTreeMap::new(),
+            since_ms: node.clock.now_ms(),
+        }
+    }
+
+    /// The last loss of a partition that this client knows of, or need not be told of.
+    pub(super) fn seen(&self, cluster: &Cluster, place: Place) -> Generation {
+        let told = self.told.get(&place).copied().unwrap_or_default();
+        told.max(cluster.generation_at(place, self.since_ms))
+    }
+
+    /// What a reply tells of losses.
+    pub(super) fn has_seen(&mut self, place: Place, reply: &CoreReply) {
+        if let CoreReply::Done(CoreOutcome::Lost(generation)) = reply {
+            let told = self.told.entry(place).or_default();
+            *told = (*told).max(*generation);
         }
     }
 
@@ -128,10 +162,10 @@ impl Native {
             version: VERSION,
             server: concat!("kiln/", env!("CARGO_PKG_VERSION")).to_owned(),
             node: node.config.name.to_string(),
-            node_id: admin::NODE_ID,
+            node_id: cluster_view::node_id(node),
             incarnation: node.incarnation,
             cluster_id: node.cluster_id(),
-            hash_id: admin::HASH_ID,
+            hash_id: kiln_cluster::placement::HASH_ID,
             capabilities,
             limits: limits(node),
         };
@@ -232,7 +266,7 @@ impl Native {
                         respond::invalidate(replies, number, None);
                     }
                 }
-                Note::Topology => respond::topology(replies, &admin::topology(context.node)),
+                Note::Topology => respond::topology(replies, &cluster_view::topology(context.node)),
                 Note::Goodbye => respond::goodbye(replies, "the node is shutting down"),
             }
         }
@@ -283,7 +317,22 @@ impl Session for Native {
         if self.mailbox.is_pending() {
             self.tell(context, &mut memory.replies);
         }
-        batch::run(self, context, input, memory)
+        let Some(cluster) = context.node.cluster.get() else {
+            return batch::run(self, Way::Alone, context, input, memory);
+        };
+        let inside = cluster.gate().enter(context.worker.index);
+        let way = match &inside {
+            Some(_) => Way::Inside(cluster),
+            None => Way::Together(cluster),
+        };
+        batch::run(self, way, context, input, memory)
+    }
+
+    fn poll_waiting(&mut self, task: &mut task::Context<'_>) -> Poll<()> {
+        match &mut self.pending {
+            Some(pending) => pending.poll(task),
+            None => Poll::Ready(()),
+        }
     }
 
     fn refuse(&mut self, replies: &mut Vec<u8>) {

@@ -94,11 +94,24 @@ fn members_of_json_output_stay_as_scripts_know_them() {
          max_item_size memory min_in_sync misses mode name read stores"
     );
     let status = cluster.json(&["cluster", "status", "-o", "json"]);
-    assert_eq!(members(&status), "caches cluster_id epoch nodes partitions");
+    assert_eq!(
+        members(&status),
+        "caches cluster_id controller epoch events groups nodes now_ms partitions term transfers \
+         voters warnings"
+    );
     assert_eq!(
         members(&status["nodes"][0]),
-        "copies_partitions http id memcached name native primary_partitions state weight zone"
+        "busy copies_partitions filling_partitions heard_ms_ago http id last_copies memcached \
+         memory_limit memory_used name native operations_per_second peer primary_partitions state \
+         voter wanted_partitions weight witness zone"
     );
+    assert_eq!(
+        members(&status["groups"][0]),
+        "caches copies copies_in_place copies_possible copies_wanted copy_missing lost mode \
+         not_served whole"
+    );
+    let verified = cluster.json(&["cluster", "verify", "-o", "json"]);
+    assert_eq!(members(&verified), "caches differences equal unreachable");
     let owners = cluster.json(&["cluster", "owners", "k", "-o", "json"]);
     assert_eq!(members(&owners), "cache key owners partition");
     cluster.node.stop();

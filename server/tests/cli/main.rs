@@ -10,4 +10,5 @@ mod describing;
 mod files;
 mod items;
 mod measuring;
+mod several;
 mod terminal;

@@ -117,6 +117,26 @@ fn top_draws_on_terminals_without_a_size_and_says_when_its_node_is_gone() {
 }
 
 #[test]
+fn a_demonstration_is_drawn_takes_keys_and_gives_the_terminal_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut command = common::kiln(&["demo", "--nodes", "2"]);
+    command.env("TMPDIR", directory.path());
+    let mut demo = OnTerminal::start(command, 80, 24);
+    demo.await_text(SECOND_SCREEN);
+    demo.await_text("k kill a node");
+    demo.await_text("copies in place");
+    // Only what changes is sent, word by word.
+    demo.seen.clear();
+    demo.press("r");
+    demo.await_text("run");
+    demo.press("q");
+    demo.await_text(FIRST_SCREEN_AGAIN);
+    demo.await_text("lost writes          0");
+    assert_eq!(demo.ended(), Some(0));
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+}
+
+#[test]
 fn a_drop_asks_on_a_terminal_and_keeps_the_cache_unless_told_yes() {
     let cluster = Cluster::start(&["--memory", "64MiB"]);
     cluster.ok(&["cache", "create", "temporary", "--memory", "8MiB"]);

@@ -189,6 +189,7 @@ pub fn serve<'a>(flags: &[&'a str]) -> Vec<&'a str> {
         ("--listen-memcached", "127.0.0.1:0"),
         ("--listen-native", "127.0.0.1:0"),
         ("--listen-http", "127.0.0.1:0"),
+        ("--listen-peer", "off"),
         ("--memory", "16MiB"),
         ("--threads", "2"),
         ("--name", "test"),

@@ -1,0 +1,145 @@
+//! The caches of the table, made on this node.
+//!
+//! The table says which caches there are and what they promise; each node makes the memory for
+//! them. A node that has not the memory that a cache asks for gives what it can, and says so.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use kiln_cluster::{
+    ids::CacheId,
+    store_engine::{EngineCache, EngineStore},
+    topology::{CacheSpec, Eviction, ReadMode, Topology},
+};
+use kiln_engine::MEMORY_MIN;
+
+use super::shared::Cluster;
+use crate::{
+    caches::{Cache, CacheSettings, ClusterCache, DEFAULT},
+    node::Node,
+};
+
+/// The store of a cache, as the core uses it.
+#[derive(Clone)]
+pub(crate) struct StoreHandle(Arc<Cache>);
+
+impl EngineCache for StoreHandle {
+    fn store(&self) -> &kiln_engine::Store {
+        &self.0.store
+    }
+
+    fn changed(&self, hash: u64) {
+        self.0.trackers.changed(hash);
+    }
+
+    fn cleared(&self) {
+        self.0.trackers.all_changed();
+    }
+}
+
+/// Which caches of the table are there.
+#[derive(Default)]
+pub(super) struct Catalog {
+    made: BTreeMap<CacheId, String>,
+}
+
+impl Catalog {
+    /// Makes what the table has more, drops what it has no longer. Returns what people should know.
+    pub(super) fn follow(
+        &mut self,
+        node: &Node,
+        topology: &Topology,
+        cluster: &Cluster,
+        store: &mut EngineStore<StoreHandle>,
+    ) -> Vec<String> {
+        let now_ms = node.clock.now_ms();
+        let mut said = Vec::new();
+        store.set_partitions(topology.partitions);
+        // The core forgets the items of dropped caches when it sees the table.
+        self.made.retain(|id, name| {
+            let stays = topology.cache(*id).is_some();
+            if !stays && let Err(error) = node.caches.drop_cache(name, now_ms) {
+                said.push(format!("cannot drop the cache `{name}` here: {error}"));
+            }
+            stays
+        });
+        for (name, spec) in &topology.caches {
+            if self.made.contains_key(&spec.id) {
+                continue;
+            }
+            let cache = match self.make(node, name, spec, now_ms) {
+                Ok((cache, remark)) => {
+                    said.extend(remark);
+                    cache
+                }
+                Err(error) => {
+                    said.push(format!("cannot make the cache `{name}` here: {error}"));
+                    continue;
+                }
+            };
+            let group = spec.group();
+            let rights = cluster.rights.of(group, topology.partitions);
+            let leased = spec.read == ReadMode::Lease;
+            cache.join_cluster(ClusterCache { id: spec.id, group, rights, leased });
+            store.add_cache(spec.id, group, StoreHandle(cache));
+            self.made.insert(spec.id, name.clone());
+        }
+        said
+    }
+
+    fn make(
+        &self,
+        node: &Node,
+        name: &str,
+        spec: &CacheSpec,
+        now_ms: u64,
+    ) -> Result<(Arc<Cache>, Option<String>), String> {
+        if name == DEFAULT {
+            return Ok((Arc::clone(node.default_cache()), None));
+        }
+        let wish = CacheSettings::of_table(name, spec, node.value_len_max());
+        match node.caches.create(wish.clone(), now_ms) {
+            Ok((cache, _)) => Ok((cache, None)),
+            Err(first) => {
+                // A small node still holds its share of a large cache, as far as it goes.
+                let memory = MEMORY_MIN.max(2 * wish.value_len_max);
+                let made = node.caches.create(CacheSettings { memory, ..wish }, now_ms);
+                let (cache, _) = made.map_err(|_| first.to_string())?;
+                let remark = format!(
+                    "the cache `{name}` gets {memory} bytes on this node, less than it asks for: \
+                     {first}"
+                );
+                Ok((cache, Some(remark)))
+            }
+        }
+    }
+}
+
+/// A cache of this node's settings, as the table describes it.
+pub(crate) fn spec_of(settings: &CacheSettings) -> CacheSpec {
+    use crate::caches::{Mode, Read};
+    use kiln_cluster::{ids, topology::Acks};
+    use kiln_engine::policy::PolicyKind;
+    let eventual = settings.mode == Mode::Eventual;
+    CacheSpec {
+        id: CacheId(0),
+        mode: if eventual { ids::Mode::Eventual } else { ids::Mode::Strong },
+        copies: u8::try_from(settings.copies).unwrap_or(u8::MAX),
+        min_in_sync: u8::try_from(settings.min_in_sync).unwrap_or(u8::MAX),
+        read: match settings.read {
+            Read::Any => ReadMode::Any,
+            _ if eventual => ReadMode::Any,
+            Read::Leased => ReadMode::Lease,
+            Read::Primary => ReadMode::Confirm,
+        },
+        acks: Acks::One,
+        eviction: match settings.eviction {
+            PolicyKind::None => Eviction::Refuse,
+            _ => Eviction::Evict,
+        },
+        on_loss: kiln_cluster::topology::OnLoss::Reset,
+        value_len_max: u32::try_from(settings.value_len_max).unwrap_or(u32::MAX),
+        default_ttl_ms: settings.default_ttl_ms,
+        policy: settings.eviction.name().to_owned(),
+        memory: settings.memory as u64,
+    }
+}

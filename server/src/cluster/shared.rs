@@ -1,0 +1,340 @@
+//! What workers see of the cluster: read on every request, written by the driver.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    future::poll_fn,
+    pin::Pin,
+    sync::{
+        Arc, OnceLock,
+        atomic::{
+            AtomicBool, AtomicU64, AtomicUsize,
+            Ordering::{Acquire, Relaxed, Release},
+        },
+    },
+    time::{Duration, Instant},
+};
+
+use arc_swap::{ArcSwap, Guard};
+use bytes::Bytes;
+use kiln_cluster::{
+    effect::{ItemKey, Operation},
+    ids::{ClusterId, Generation, Member, NodeId, Place},
+    node::{Refusal, Request},
+    placement::partition_of,
+    time::{Mono, Now},
+    topology::{NodeState, Rejected, Topology, TopologyCommand},
+};
+use kiln_protocol::native::ErrorCode;
+use parking_lot::Mutex;
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    time,
+};
+
+use super::{
+    PATIENCE_MS,
+    gate::Gate,
+    rights::Rights,
+    status::{Event, Overview},
+    wave::{Asked, Submission, Wave},
+};
+use crate::{
+    caches::ClusterCache,
+    clock::Clock,
+    control::{CommitError, Control},
+    peer::{LinkStats, Links},
+};
+
+/// Waves that wait for the driver. More are refused as busy.
+pub(super) const SUBMISSIONS_MAX: usize = 4_096;
+
+/// How long a client waits for the controller group.
+const DECIDE_MAX: Duration = Duration::from_secs(10);
+
+/// Delayed clears that wait on this node.
+const CLEARS_MAX: usize = 64;
+
+/// Events kept for people.
+const EVENTS_MAX: usize = 256;
+
+/// What the controller group makes of a wish: an error has a code and words for people.
+pub(crate) type Decided = Result<(), (ErrorCode, String)>;
+
+/// A decision that is waited for.
+pub(crate) type Decision = Pin<Box<dyn Future<Output = Decided> + Send>>;
+
+/// The cluster, as the rest of the node knows it.
+pub(crate) struct Cluster {
+    /// Which life of this node.
+    pub(crate) me: Member,
+    pub(super) gate: Gate,
+    pub(super) rights: Rights,
+    pub(super) start: Instant,
+    pub(super) clock: Clock,
+    /// What the stores may have ended, in milliseconds: see `kiln_cluster::store_engine`.
+    pub(super) ended_ms: AtomicU64,
+    pub(super) topology: ArcSwap<Topology>,
+    /// The same, for those who wait for a change.
+    pub(super) followed: watch::Sender<Arc<Topology>>,
+    pub(super) overview: ArcSwap<Overview>,
+    /// Partitions that lost data: how often, and when this node learnt of the last time.
+    pub(super) losses: ArcSwap<BTreeMap<Place, (Generation, u64)>>,
+    pub(super) events: Mutex<VecDeque<Event>>,
+    submissions: mpsc::Sender<Submission>,
+    control: OnceLock<Control>,
+    links: OnceLock<Links>,
+    /// Some key of each partition.
+    keys: OnceLock<Vec<[u8; 4]>>,
+    /// Caches that are to be cleared after a time.
+    clears: AtomicUsize,
+    /// The node is to hand over what it holds.
+    pub(super) leaving: AtomicBool,
+    pub(super) nudge: Notify,
+}
+
+impl Cluster {
+    pub(super) fn new(
+        me: Member,
+        workers: usize,
+        clock: Clock,
+        submissions: mpsc::Sender<Submission>,
+    ) -> Self {
+        Self {
+            me,
+            gate: Gate::new(workers),
+            rights: Rights::default(),
+            start: Instant::now(),
+            clock,
+            ended_ms: AtomicU64::new(0),
+            topology: ArcSwap::from_pointee(Topology::new(ClusterId(0), 1)),
+            followed: watch::Sender::new(Arc::new(Topology::new(ClusterId(0), 1))),
+            overview: ArcSwap::from_pointee(Overview::default()),
+            losses: ArcSwap::default(),
+            events: Mutex::new(VecDeque::new()),
+            submissions,
+            control: OnceLock::new(),
+            links: OnceLock::new(),
+            keys: OnceLock::new(),
+            clears: AtomicUsize::new(0),
+            leaving: AtomicBool::new(false),
+            nudge: Notify::new(),
+        }
+    }
+
+    pub(super) fn set_control(&self, control: Control, links: Links) {
+        // Set once, at start.
+        let _ = self.control.set(control);
+        let _ = self.links.set(links);
+    }
+
+    /// The connections with other nodes, and how many were turned away.
+    pub(crate) fn links(&self) -> (Vec<LinkStats>, u64) {
+        self.links.get().map_or((Vec::new(), 0), |links| (links.stats(), links.turned_away()))
+    }
+
+    /// The controller group.
+    pub(crate) fn control(&self) -> Option<&Control> {
+        self.control.get()
+    }
+
+    /// The gate between workers and stores.
+    #[inline]
+    pub(crate) fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    /// The newest table.
+    #[inline]
+    pub(crate) fn topology(&self) -> Guard<Arc<Topology>> {
+        self.topology.load()
+    }
+
+    /// What was seen of the cluster lately.
+    pub(crate) fn overview(&self) -> Arc<Overview> {
+        self.overview.load_full()
+    }
+
+    /// Whether any data were lost.
+    pub(crate) fn has_losses(&self) -> bool {
+        !self.losses.load().is_empty()
+    }
+
+    /// How often a partition had lost data at a time.
+    pub(crate) fn generation_at(&self, place: Place, at_ms: u64) -> Generation {
+        match self.losses.load().get(&place) {
+            Some(&(generation, since_ms)) if since_ms <= at_ms => generation,
+            Some(&(generation, _)) => Generation(generation.0.saturating_sub(1)),
+            None => Generation(0),
+        }
+    }
+
+    /// Notes the losses that a table tells of.
+    pub(super) fn note_losses(&self, topology: &Topology) {
+        let known = self.losses.load();
+        let new = topology.places().filter(|(place, state)| {
+            state.generation > known.get(place).map_or(Generation(0), |(generation, _)| *generation)
+        });
+        let new: Vec<_> = new.map(|(place, state)| (place, state.generation)).collect();
+        if !new.is_empty() {
+            let now_ms = self.clock.now_ms();
+            let mut losses = BTreeMap::clone(&known);
+            losses.extend(new.into_iter().map(|(place, generation)| (place, (generation, now_ms))));
+            self.losses.store(Arc::new(losses));
+        }
+    }
+
+    /// Brings a command before the controller group; done when this node's table shows it.
+    pub(crate) fn decide(
+        &self,
+        command: TopologyCommand,
+        shows: impl Fn(&Topology) -> bool + Send + Sync + 'static,
+    ) -> Decision {
+        let Some(control) = self.control.get().cloned() else {
+            let text = "the node is starting; try again".to_owned();
+            return Box::pin(async { Err((ErrorCode::Busy, text)) });
+        };
+        let mut followed = self.followed.subscribe();
+        Box::pin(async move {
+            let decided = time::timeout(DECIDE_MAX, control.commit(command)).await;
+            let late = || {
+                let text = "the controller group did not decide in time; it may yet: is a majority \
+                            of its voters running?";
+                (ErrorCode::DeadlineExceeded, text.to_owned())
+            };
+            decided.map_err(|_| late())?.map_err(|error| (code_of(&error), error.to_string()))?;
+            let shown = time::timeout(DECIDE_MAX, followed.wait_for(|table| shows(table))).await;
+            shown.map(|_| ()).map_err(|_| late())
+        })
+    }
+
+    /// What happened lately, newest last.
+    pub(crate) fn events(&self) -> Vec<Event> {
+        self.events.lock().iter().cloned().collect()
+    }
+
+    /// Something that people should know.
+    pub(super) fn note(&self, text: String) {
+        tracing::info!("{text}");
+        let mut events = self.events.lock();
+        if events.len() >= EVENTS_MAX {
+            events.pop_front();
+        }
+        events.push_back(Event { at_ms: self.clock.now_ms(), text });
+    }
+
+    /// The time of now, for the core.
+    #[inline]
+    pub(crate) fn now(&self) -> Now {
+        Now { mono: self.mono(), wall_ms: self.clock.now_ms() }
+    }
+
+    /// The monotonic clock of the core.
+    #[inline]
+    pub(crate) fn mono(&self) -> Mono {
+        Mono(u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    /// What the stores may have ended.
+    pub(crate) fn ended_ms(&self) -> u64 {
+        self.ended_ms.load(Relaxed)
+    }
+
+    /// Hands requests to the core. Never waits: when too many do, these are refused.
+    pub(crate) fn submit(&self, asked: Vec<Asked>) -> Arc<Wave> {
+        let wave = Wave::new(asked.len());
+        let submission = Submission { wave: Arc::clone(&wave), asked };
+        if self.submissions.try_send(submission).is_err() {
+            wave.refuse_all(Refusal::Busy);
+        }
+        wave
+    }
+
+    /// Removes all items of a cache, in every partition. Those that were there when this is called
+    /// are gone when all answers are there.
+    pub(crate) fn clear(&self, cache: &ClusterCache) -> Arc<Wave> {
+        let keys = self.keys.get_or_init(|| keys_of_partitions(self.topology.load().partitions));
+        let asked = keys.iter().map(|key| {
+            let key = ItemKey { cache: cache.id, key: Bytes::copy_from_slice(key) };
+            let seen = Generation(u64::MAX);
+            let request = Request { id: None, key, operation: Operation::Clear, seen };
+            Asked { request, mode: cache.group.mode, within_ms: PATIENCE_MS }
+        });
+        self.submit(asked.collect())
+    }
+
+    /// The same after a time. False when too many such wishes wait already.
+    pub(crate) fn clear_later(self: &Arc<Self>, cache: &ClusterCache, after: Duration) -> bool {
+        if self.clears.fetch_add(1, Relaxed) >= CLEARS_MAX {
+            self.clears.fetch_sub(1, Relaxed);
+            return false;
+        }
+        let (cluster, cache) = (Arc::clone(self), cache.clone());
+        tokio::spawn(async move {
+            time::sleep(after).await;
+            let wave = cluster.clear(&cache);
+            poll_fn(|task| wave.poll(task)).await;
+            cluster.clears.fetch_sub(1, Relaxed);
+        });
+        true
+    }
+
+    /// Where this node stands in the table.
+    pub(crate) fn state(&self) -> Option<NodeState> {
+        let topology = self.topology.load();
+        let info = topology.nodes.get(&self.me.node)?;
+        (info.incarnation == self.me.incarnation).then_some(info.state)
+    }
+
+    /// Asks for the node's data to be handed over.
+    pub(crate) fn leave(&self) {
+        self.leaving.store(true, Release);
+        self.nudge.notify_one();
+    }
+
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving.load(Acquire)
+    }
+
+    /// Whether other nodes need this one for nothing any more.
+    pub(crate) fn has_left(&self) -> bool {
+        let topology = self.topology.load();
+        !topology.nodes_in_use().contains(&self.me.node)
+    }
+
+    /// The name of a node.
+    pub(crate) fn name_of(&self, node: NodeId) -> String {
+        let topology = self.topology.load();
+        topology.nodes.get(&node).map_or_else(|| node.to_string(), |info| info.name.clone())
+    }
+}
+
+/// Some key of each partition, in order.
+fn keys_of_partitions(partitions: u32) -> Vec<[u8; 4]> {
+    let mut keys = vec![None; partitions as usize];
+    let mut missing = keys.len();
+    for key in (0..u32::MAX).map(u32::to_le_bytes) {
+        if missing == 0 {
+            break;
+        }
+        let place = partition_of(&key, partitions).0 as usize;
+        if let Some(slot) = keys.get_mut(place)
+            && slot.is_none()
+        {
+            *slot = Some(key);
+            missing -= 1;
+        }
+    }
+    keys.into_iter().flatten().collect()
+}
+
+/// What a client is told of a command without a good outcome.
+fn code_of(error: &CommitError) -> ErrorCode {
+    match error {
+        CommitError::Rejected(Rejected::CacheExists) => ErrorCode::CacheExists,
+        CommitError::Rejected(Rejected::UnknownCache) => ErrorCode::NoSuchCache,
+        CommitError::Rejected(Rejected::TooMany { .. }) => ErrorCode::LimitReached,
+        CommitError::Rejected(_) => ErrorCode::BadArgument,
+        CommitError::NoLeader(_) | CommitError::NoCluster | CommitError::Busy => ErrorCode::Busy,
+        CommitError::Indeterminate | CommitError::Stopped(_) => ErrorCode::DeadlineExceeded,
+    }
+}
