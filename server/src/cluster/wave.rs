@@ -67,10 +67,8 @@ impl Wave {
     /// driver does that at the end of its turn.
     pub(crate) fn answer(&self, slot: usize, reply: Reply) -> Option<Waker> {
         let mut inside = self.inside.lock();
-        let place = inside.answers.get_mut(slot)?;
-        if place.replace(reply).is_some() {
-            return None;
-        }
+        let place = inside.answers.get_mut(slot).filter(|place| place.is_none())?;
+        *place = Some(reply);
         inside.left -= 1;
         if inside.left > 0 {
             return None;

@@ -468,7 +468,7 @@ mod tests {
 
         let bad = file(
             "[caches.users]\nmemori = 1\nmemory = \"x\"\n[caches.\"a b\"]\n[caches.default]\n\
-             [caches.two]\ncopies = 2\n",
+             [caches.two]\ncopies = 9\n",
         );
         let at = bad.path().display();
         let found = messages(&sources(Some(bad.path()), &[], &[]));
@@ -477,7 +477,7 @@ mod tests {
             format!("{at}:3:1: caches.users.memory: expected bytes"),
             format!("{at}:4:9: caches.a b: a name is 1 to 64"),
             format!("{at}:5:9: caches.default: the settings of the node"),
-            format!("{at}:6:9: caches.two: this version serves one copy"),
+            format!("{at}:6:9: caches.two: copies must be 1 to 8"),
         ] {
             assert!(
                 found.iter().any(|line| line.starts_with(&expected)),
