@@ -121,10 +121,9 @@ fn a_node_with_users_lets_only_them_in() {
     let mut client = Native::silent(&node);
     client.hello(&with("ann", "se cret"));
     assert!(client.set("k", "v").version() > 0);
-    assert_eq!(
-        node.metric("kiln_commands_total{command=\"authenticate\",result=\"refused\"}"),
-        4.0
-    );
+    let refused = "kiln_commands_total{command=\"authenticate\",result=\"refused\"}";
+    // ann:se cret
+    assert_eq!(node.metric_for("YW5uOnNlIGNyZXQ=", refused), 4.0);
 }
 
 // ---- operations on items -------------------------------------------------------------------

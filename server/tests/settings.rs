@@ -56,7 +56,7 @@ fn a_flag_of_a_later_version_is_refused() {
 fn settings_of_the_cluster_that_do_not_fit_are_refused_with_a_reason() {
     for (flags, reason) in [
         (["--join", "somewhere"], "HOST:PORT"),
-        (["--weight", "-1"], "a number from 0"),
+        (["--weight", "1001"], "a number from 0"),
         (["--replicas", "9"], "1 to 8"),
         (["--zone", "a b"], "A-Z a-z"),
         (["--advertise", "a b"], "host name"),

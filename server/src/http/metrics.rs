@@ -179,6 +179,10 @@ fn about_links(families: &mut Families, node: &Node) {
         "Connections of other nodes that were refused.",
         turned_away as f64,
     );
+    if links.is_empty() {
+        // A family without a value is an error to the encoder.
+        return;
+    }
     let names: Vec<String> = links.iter().map(|link| cluster.name_of(link.node)).collect();
     let of_each = |value: &dyn Fn(&LinkStats) -> f64| -> Vec<([(&str, &str); 1], f64)> {
         let named = names.iter().zip(&links);

@@ -133,7 +133,20 @@ impl Node {
 
     /// The value of a metric, named with its labels as in the text format.
     pub fn metric(&self, name: &str) -> f64 {
-        let text = self.http("GET", "/metrics").body;
+        Self::metric_in(&self.http("GET", "/metrics").body, name)
+    }
+
+    /// The same, from a node that asks who wants to know. The credentials are `user:password` in
+    /// base64.
+    pub fn metric_for(&self, credentials: &str, name: &str) -> f64 {
+        let head = format!(
+            "GET /metrics HTTP/1.1\r\nHost: kiln\r\nConnection: close\r\n\
+             Authorization: Basic {credentials}\r\n\r\n"
+        );
+        Self::metric_in(&self.http_raw(head.as_bytes()).body, name)
+    }
+
+    fn metric_in(text: &str, name: &str) -> f64 {
         let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         value.unwrap_or_else(|| panic!("no metric {name} in:\n{text}")).parse().unwrap()
     }
