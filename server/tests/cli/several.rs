@@ -132,15 +132,16 @@ fn operators_see_drain_weigh_compare_and_remove_nodes() {
         cluster.ok(&["set", &format!("key{number}"), "value"]);
     }
 
+    // What is left is moved by itself: copies too many, and who orders writes.
+    cluster.until("all is in place", |_| {
+        cluster.ok(&["cluster", "rebalance", "--dry-run", "-o", "raw"]) == "0\n"
+    });
+
     // Owners are those of the table, and there are as many as promised.
     let owners: Value =
         serde_json::from_str(&cluster.ok(&["cluster", "owners", "key7", "-o", "json"])).unwrap();
     assert_eq!(owners["owners"].as_array().unwrap().len(), 2, "{owners:#}");
     assert_eq!(owners["owners"][0]["role"], "primary");
-    // What is left is moved by itself: copies too many, and who orders writes.
-    cluster.until("all is in place", |_| {
-        cluster.ok(&["cluster", "rebalance", "--dry-run", "-o", "raw"]) == "0\n"
-    });
     let moves = cluster.ok(&["cluster", "rebalance", "--dry-run"]);
     assert_eq!(moves, "everything is where it should be\n");
     cluster.fails(2, &["cluster", "rebalance"]);
