@@ -186,6 +186,22 @@ pub enum TopologyCommand {
     Batch(Vec<TopologyCommand>),
 }
 
+impl TopologyCommand {
+    /// What gives a group that is made in the same batch to one member, whole and at once: for the
+    /// first node of a cluster, which nobody can contradict. The group must be new.
+    pub fn claim(group: GroupKey, partitions: u32, member: Member) -> impl Iterator<Item = Self> {
+        let all = move || (0..partitions).map(PartitionId);
+        let targets = all().map(|partition| (partition, vec![member.node])).collect();
+        let assign = move |partition| Self::Assign {
+            place: Place { group, partition },
+            // A new partition, whose targets were set.
+            version: 1,
+            members: vec![member],
+        };
+        std::iter::once(Self::SetTargets { group, targets }).chain(all().map(assign))
+    }
+}
+
 /// What became of a command.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Applied {

@@ -443,3 +443,21 @@ proptest! {
         prop_assert_eq!(read, topology);
     }
 }
+
+#[test]
+fn the_first_node_takes_a_new_group_whole_and_at_once() {
+    let mut topology = Topology::new(ClusterId(7), 4);
+    topology.apply(&join(1, 1, None)).expect("joins");
+    let me = member(1, 1);
+    let spec = cache(3);
+    let group = spec.group();
+    let create = TopologyCommand::CreateCache { name: "new".to_owned(), spec };
+    let claim = TopologyCommand::claim(group, topology.partitions, me);
+    let all: Vec<_> = std::iter::once(create).chain(claim).collect();
+    topology.apply(&TopologyCommand::Batch(all)).expect("made");
+    let states = &topology.groups[&group];
+    assert!(states.iter().all(|state| state.primary == Some(me) && state.target == [me.node]));
+    // A group that somebody holds is not claimed.
+    let again = TopologyCommand::claim(group, topology.partitions, me).collect();
+    refused(&mut topology, &TopologyCommand::Batch(again));
+}

@@ -109,10 +109,13 @@ impl Cache {
     }
 
     /// Whether workers may use the store by themselves as long as the node is alone. Not where
-    /// more than one memory is promised, nor where every write carries the clock of its cluster.
+    /// more than one memory is promised, nor where every write carries the clock of its cluster,
+    /// nor where the partitions are not this node's.
     #[inline]
     pub(crate) fn is_direct_alone(&self) -> bool {
-        self.settings.mode == Mode::Strong && self.settings.min_in_sync <= 1
+        self.settings.mode == Mode::Strong
+            && self.settings.min_in_sync <= 1
+            && self.cluster.get().is_none_or(|known| known.rights.is_whole())
     }
 
     /// The clock by which items may be ended: where copies have to agree, no later than they do.

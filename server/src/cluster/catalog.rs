@@ -3,10 +3,13 @@
 //! The table says which caches there are and what they promise; each node makes the memory for
 //! them. A node that has not the memory that a cache asks for gives what it can, and says so.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use kiln_cluster::{
-    ids::CacheId,
+    ids::{CacheId, GroupKey},
     store_engine::{EngineCache, EngineStore},
     topology::{CacheSpec, Eviction, ReadMode, Topology},
 };
@@ -40,6 +43,8 @@ impl EngineCache for StoreHandle {
 #[derive(Default)]
 pub(super) struct Catalog {
     made: BTreeMap<CacheId, String>,
+    /// Groups that were met; the table never forgets one either.
+    groups: BTreeSet<GroupKey>,
 }
 
 impl Catalog {
@@ -62,6 +67,16 @@ impl Catalog {
             }
             stays
         });
+        let alone = topology.nodes.keys().all(|node| *node == cluster.me.node);
+        for (group, states) in &topology.groups {
+            let is_new = self.groups.insert(*group);
+            if is_new || !cluster.is_open() {
+                // Once clients are served it stays as it is: what went through the core once, goes
+                // through it always.
+                let whole = alone && states.iter().all(|state| state.primary == Some(cluster.me));
+                cluster.rights.of(*group, topology.partitions).set_whole(whole);
+            }
+        }
         for (name, spec) in &topology.caches {
             if self.made.contains_key(&spec.id) {
                 continue;

@@ -12,7 +12,10 @@
 use std::{
     collections::VecDeque,
     pin::pin,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::Ordering::{Relaxed, Release},
+    },
     task::Waker,
     time::Duration,
 };
@@ -196,6 +199,22 @@ impl Driver {
             self.cluster.rights.set(place, right.alone_until, right.leased_until);
         }
         self.cluster.ended_ms.store(self.core.store().clock_ms(), Relaxed);
+        if !self.cluster.is_open() && self.may_open() {
+            self.cluster.open.store(true, Release);
+        }
+    }
+
+    /// Whether clients may be served: the core knows the table that names this node, and if there
+    /// are no others, everything in it is this node's. Until a partition has a primary, a write to
+    /// it would be lost when another node is given it.
+    fn may_open(&self) -> bool {
+        let (topology, me) = (self.core.topology(), self.cluster.me);
+        let Some(info) = topology.nodes.get(&me.node) else { return false };
+        let alone = topology.nodes.len() == 1;
+        info.incarnation == me.incarnation
+            && (!alone
+                || !info.holds_items()
+                || topology.places().all(|(_, state)| state.primary == Some(me)))
     }
 
     fn take_in(&mut self, now: Now, submission: Submission) {

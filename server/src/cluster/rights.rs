@@ -30,6 +30,8 @@ use kiln_cluster::{
 #[derive(Debug)]
 pub(crate) struct GroupRights {
     partitions: Box<[Right]>,
+    /// All of it was given to this node alone before the first request.
+    whole: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -46,7 +48,19 @@ struct Right {
 
 impl GroupRights {
     fn new(partitions: u32) -> Self {
-        Self { partitions: (0..partitions).map(|_| Right::default()).collect() }
+        let partitions = (0..partitions).map(|_| Right::default()).collect();
+        Self { partitions, whole: AtomicBool::new(false) }
+    }
+
+    /// Whether workers may use the stores by themselves for as long as the node is alone. What is
+    /// written before this node is the primary would be nobody's.
+    #[inline]
+    pub(crate) fn is_whole(&self) -> bool {
+        self.whole.load(Relaxed)
+    }
+
+    pub(super) fn set_whole(&self, whole: bool) {
+        self.whole.store(whole, Relaxed);
     }
 
     /// The right to read the partition of this hash, if there is one at `now`.

@@ -22,7 +22,7 @@ use kiln_cluster::{
     node::{Refusal, Request},
     placement::partition_of,
     time::{Mono, Now},
-    topology::{NodeState, Rejected, Topology, TopologyCommand},
+    topology::{CacheSpec, NodeInfo, NodeState, Rejected, Topology, TopologyCommand},
 };
 use kiln_protocol::native::ErrorCode;
 use parking_lot::Mutex;
@@ -87,6 +87,8 @@ pub(crate) struct Cluster {
     keys: OnceLock<Vec<[u8; 4]>>,
     /// Caches that are to be cleared after a time.
     clears: AtomicUsize,
+    /// Clients may be served: see `Driver::open`.
+    pub(super) open: AtomicBool,
     /// The node is to hand over what it holds.
     pub(super) leaving: AtomicBool,
     pub(super) nudge: Notify,
@@ -116,6 +118,7 @@ impl Cluster {
             links: OnceLock::new(),
             keys: OnceLock::new(),
             clears: AtomicUsize::new(0),
+            open: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
             nudge: Notify::new(),
         }
@@ -283,6 +286,26 @@ impl Cluster {
         let topology = self.topology.load();
         let info = topology.nodes.get(&self.me.node)?;
         (info.incarnation == self.me.incarnation).then_some(info.state)
+    }
+
+    /// Whether clients may be served.
+    pub(super) fn is_open(&self) -> bool {
+        self.open.load(Acquire)
+    }
+
+    /// What makes a cache. A node that is alone takes its partitions in the same step, so that the
+    /// first write finds a primary.
+    pub(crate) fn make_cache(&self, name: String, spec: CacheSpec) -> TopologyCommand {
+        let group = spec.group();
+        let create = TopologyCommand::CreateCache { name, spec };
+        let topology = self.topology.load();
+        let alone = topology.nodes.keys().all(|node| *node == self.me.node);
+        let holds = topology.nodes.get(&self.me.node).is_some_and(NodeInfo::holds_items);
+        if !alone || !holds || topology.groups.contains_key(&group) {
+            return create;
+        }
+        let claim = TopologyCommand::claim(group, topology.partitions, self.me);
+        TopologyCommand::Batch(std::iter::once(create).chain(claim).collect())
     }
 
     /// Asks for the node's data to be handed over.

@@ -1,7 +1,7 @@
 //! Into the cluster, and out of it again.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr, TcpListener},
     pin::Pin,
     sync::{Arc, OnceLock},
@@ -186,10 +186,11 @@ pub(crate) async fn start(node: &Arc<Node>, listener: TcpListener) -> Result<Run
 }
 
 impl Running {
-    /// Waits until the table names this life of the node, and its caches are there.
+    /// Waits until the table names this life of the node, its caches are there, and every partition
+    /// has a primary if there is nobody else.
     async fn until_known(&self) -> Result<(), Failure> {
         let deadline = Instant::now() + TABLE_MAX;
-        while self.cluster.state().is_none() {
+        while !self.cluster.is_open() {
             if Instant::now() >= deadline {
                 let text = "the cluster did not take this node up in time; is a majority of its \
                             voters running? (kiln cluster status)";
@@ -241,6 +242,7 @@ fn first_commands(node: &Node, me: Member, profile: NodeProfile) -> Vec<Topology
     let Member { node: id, incarnation } = me;
     let mut commands =
         vec![TopologyCommand::Join { node: id, incarnation, replaces: None, profile }];
+    let mut groups = BTreeSet::new();
     let table = node.caches.load();
     let mut settings: Vec<_> = table.iter().map(|cache| cache.settings.clone()).collect();
     // `default` first: nothing rests on it, but it reads better.
@@ -252,7 +254,13 @@ fn first_commands(node: &Node, me: Member, profile: NodeProfile) -> Vec<Topology
             spec.memory = 0;
         }
         let name = settings.name.to_string();
+        groups.insert(spec.group());
         commands.push(TopologyCommand::CreateCache { name, spec });
+    }
+    if node.config.weight.milli() > 0 && !node.config.witness.0 {
+        commands.extend(
+            groups.into_iter().flat_map(|group| TopologyCommand::claim(group, PARTITIONS, me)),
+        );
     }
     commands
 }

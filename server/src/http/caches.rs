@@ -283,7 +283,7 @@ async fn make(node: &Node, settings: CacheSettings) -> Result<(Arc<Cache>, bool)
             Err(refused(CacheError::Exists(settings.name)))
         };
     }
-    let command = TopologyCommand::CreateCache { name: name.clone(), spec: spec_of(&settings) };
+    let command = cluster.make_cache(name.clone(), spec_of(&settings));
     let wanted = name.clone();
     let made = move |topology: &Topology| topology.caches.contains_key(&wanted);
     cluster.decide(command, made).await.map_err(undecided)?;

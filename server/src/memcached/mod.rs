@@ -65,7 +65,8 @@ impl Session for Memcached {
         let Some(cluster) = context.node.cluster.get() else {
             return batch::run(&mut self.parser, context, input, memory);
         };
-        match cluster.gate().enter(context.worker.index) {
+        let inside = cluster.gate().enter(context.worker.index);
+        match inside.filter(|_| context.node.default_cache().is_direct_alone()) {
             Some(_inside) => batch::run(&mut self.parser, context, input, memory),
             None => clustered::run(self, cluster, context, input, memory),
         }

@@ -153,7 +153,7 @@ pub(super) fn run(
         let mut ahead: Option<Ahead<'_>> = None;
         let mut begins = done;
         for (number, request) in (1..).zip(&requests) {
-            if let Some(cluster) = waits_for(session, way, request) {
+            if let Some(cluster) = waits_for(session, &table, way, request) {
                 let at_once = match request {
                     Ready::Item { head, found: Some(found), .. } => {
                         ahead = None;
@@ -242,19 +242,27 @@ enum Left {
 
 /// The cluster, if a request has to pass it.
 #[inline]
-fn waits_for<'a>(session: &Native, way: Way<'a>, request: &Ready<'_, '_>) -> Option<&'a Cluster> {
+fn waits_for<'a>(
+    session: &Native,
+    table: &Table,
+    way: Way<'a>,
+    request: &Ready<'_, '_>,
+) -> Option<&'a Cluster> {
     if matches!(way, Way::Alone) || !session.is_open {
         return None;
     }
+    let flushes_here = |cache| {
+        let found = session.find(table, cache);
+        found.is_none_or(|found| way.of(found.cache).is_none())
+    };
     match request {
         Ready::Item { found: Some(found), .. } => way.of(found.cache),
         Ready::Batch { found: Some(found), items, .. } if items.len() <= BATCH_OPS_MAX => {
             way.of(found.cache)
         }
-        Ready::Rare { request, .. } => match (&request.body, way) {
-            // Nobody else has anything of it.
-            (Body::Flush { .. }, Way::Inside(_)) => None,
-            (body, _) if clustered::is_for_control(body) => way.cluster(),
+        Ready::Rare { request, .. } => match &request.body {
+            Body::Flush { cache } if flushes_here(*cache) => None,
+            body if clustered::is_for_control(body) => way.cluster(),
             _ => None,
         },
         _ => None,

@@ -392,8 +392,14 @@ pub(super) fn finish(
                         let mut told =
                             Told { session, cluster, context, answers: &mut answers, scratch };
                         if !told.one(*found, &item, hash, slot, answer, replies) {
-                            let (requests, hashes) = (&requests[place..], &hashes[place..]);
-                            let pending = begin(session, cluster, context, table, requests, hashes);
+                            // Those behind it were submitted with it: they keep their answers.
+                            let mut begun = Begun::new(session, cluster, context);
+                            begun.add(*found, &item, hash, false);
+                            let Begun { asked, slots: mut anew, .. } = begun;
+                            anew.extend(slots.map(|slot| slot.answered(&mut answers)));
+                            let wave = cluster.submit(asked);
+                            let requests = count - place;
+                            let pending = Pending::Wave { wave, slots: anew, requests };
                             session.pending = Some(pending);
                             return Finished { consumed, waits: true };
                         }
@@ -567,7 +573,7 @@ fn decide(context: &Context<'_>, cluster: &Cluster, table: &Table, body: &Body<'
             }
             let name = settings.name.to_string();
             let spec = spec_of(&settings);
-            (name.clone(), TopologyCommand::CreateCache { name, spec }, true)
+            (name.clone(), cluster.make_cache(name, spec), true)
         }
         Body::DropCache { name } => {
             if *name == crate::caches::DEFAULT {

@@ -64,6 +64,16 @@ fn nodes_that_join_share_one_cache_with_the_first() {
 }
 
 #[test]
+fn a_lone_node_serves_when_every_partition_is_its_own() {
+    // A write to a partition without a primary would be lost as soon as another node is given it.
+    let mut cluster = Cluster::start(1, &[]);
+    assert_eq!(cluster.metric(0, "kiln_cluster_partitions_headless"), 0.0);
+    cluster.kill(0);
+    cluster.restart(0);
+    assert_eq!(cluster.metric(0, "kiln_cluster_partitions_headless"), 0.0);
+}
+
+#[test]
 fn pipelined_replies_keep_their_order_whichever_nodes_have_the_keys() {
     let cluster = Cluster::start(3, &[]);
     cluster.until_whole(3);
