@@ -55,7 +55,34 @@ pub const PARTITIONS_MAX: u32 = 65_536;
 ///
 /// `partitions` is fixed when a cluster is made; zero is taken for one.
 pub fn partition_of(key: &[u8], partitions: u32) -> PartitionId {
-    PartitionId((xxh3_64(key) % u64::from(partitions.max(1))) as u32)
+    partition_of_hash(xxh3_64(key), partitions)
+}
+
+/// The same for a key whose hash is known.
+#[inline]
+pub fn partition_of_hash(hash: u64, partitions: u32) -> PartitionId {
+    PartitionId((hash % u64::from(partitions.max(1))) as u32)
+}
+
+/// Some key of each partition, in order; see [`key_in`].
+///
+/// Cost: as many hashes as there are partitions, times the logarithm of that.
+pub fn keys_of_all(partitions: u32) -> Vec<[u8; 4]> {
+    let mut keys = vec![None; partitions as usize];
+    let mut missing = keys.len();
+    for key in (0..u32::MAX).map(u32::to_le_bytes) {
+        if missing == 0 {
+            break;
+        }
+        let place = partition_of(&key, partitions).0 as usize;
+        if let Some(slot) = keys.get_mut(place)
+            && slot.is_none()
+        {
+            *slot = Some(key);
+            missing -= 1;
+        }
+    }
+    keys.into_iter().flatten().collect()
 }
 
 /// Some key of a partition: for requests that concern a whole one. `None` if there is no such

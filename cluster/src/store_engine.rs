@@ -29,6 +29,7 @@ use kiln_engine::{
 
 use crate::effect::{Change, Effect, Item, ItemKey, Marks};
 use crate::ids::{CacheId, GroupKey, Mode, PartitionId, Place, Version};
+use crate::placement::partition_of_hash;
 use crate::store::{Cursor, ITEM_OVERHEAD_BYTES, Store, Stored};
 
 /// Items that the engine looks at in one step of upkeep, for each cache.
@@ -260,7 +261,7 @@ impl<C: EngineCache> Cache<C> {
         let floors = &self.floors;
         let page = store.scan(self.sweep.position, items_max, clock_ms, |entry| {
             let hash = kiln_engine::Store::hash(entry.key);
-            let partition = partition_of(hash, partitions);
+            let partition = partition_of_hash(hash, partitions);
             let version = Version(entry.info.version);
             if floors.get(&partition).is_some_and(|floor| version <= floor.version) {
                 doomed.push((Bytes::copy_from_slice(entry.key), hash));
@@ -288,10 +289,6 @@ impl<C: EngineCache> Cache<C> {
         }
         self.sweep.pass += 1;
     }
-}
-
-fn partition_of(hash: u64, partitions: u32) -> PartitionId {
-    PartitionId((hash % u64::from(partitions)) as u32)
 }
 
 fn item(info: &ItemInfo, value: &Value<'_>) -> Item {

@@ -11,10 +11,7 @@
 use std::{future::poll_fn, ops::Range, sync::Arc};
 
 use bytes::Bytes;
-use kiln_cluster::{
-    effect::ItemKey,
-    node::{Reply, Request},
-};
+use kiln_cluster::node::Reply;
 use kiln_engine::{ItemInfo, PinnedValue, Store, Value};
 use kiln_protocol::{
     command::{Command, Get, ItemMeta, Outcome, Reason},
@@ -130,10 +127,8 @@ async fn together(
     let place = known.place(cluster, hash);
     // A request that stands alone has not heard of any loss but those before it.
     let seen = cluster.generation_at(place, node.clock.now_ms());
-    let key = ItemKey { cache: known.id, key: Bytes::copy_from_slice(command.key()) };
-    let request = Request { id: None, key, operation, seen };
-    let mode = known.group.mode;
-    let wave = cluster.submit(vec![Asked { request, mode, within_ms: PATIENCE_MS }]);
+    let asked = Asked::new(known, command.key(), operation, seen, PATIENCE_MS);
+    let wave = cluster.submit(vec![asked]);
     poll_fn(|task| wave.poll(task)).await;
     let reply = wave.take().pop().unwrap_or(Reply::Indeterminate);
     let answer = cluster::answer(reply, command, node.clock.now_ms());

@@ -38,7 +38,8 @@ pub(crate) use settings::{CacheSettings, Mode, Read, SettingsError};
 pub(crate) use tracking::{TrackError, Tracker, Trackers};
 
 use kiln_cluster::{
-    ids::{CacheId, GroupKey, PartitionId, Place},
+    ids::{CacheId, GroupKey, Place},
+    placement::partition_of_hash,
     time::Mono,
 };
 
@@ -162,8 +163,8 @@ impl ClusterCache {
 
     /// Where a key of this hash lies.
     pub(crate) fn place(&self, cluster: &Cluster, hash: u64) -> Place {
-        let partitions = u64::from(cluster.topology().partitions.max(1));
-        Place { group: self.group, partition: PartitionId((hash % partitions) as u32) }
+        let partition = partition_of_hash(hash, cluster.topology().partitions);
+        Place { group: self.group, partition }
     }
 }
 

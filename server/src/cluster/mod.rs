@@ -38,7 +38,7 @@ pub(crate) use figures::Figures;
 pub(crate) use rights::{GroupRights, Ticket};
 pub(crate) use shared::{Cluster, Decided, Decision};
 pub(crate) use start::{Running, start};
-pub(crate) use translate::{Answer, answer, operation};
+pub(crate) use translate::{answer, operation};
 pub(crate) use wave::{Asked, Wave};
 
 /// The names under which a node's addresses stand in the table.

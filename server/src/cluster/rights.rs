@@ -23,6 +23,7 @@ use std::{
 use arc_swap::ArcSwap;
 use kiln_cluster::{
     ids::{GroupKey, PartitionId, Place},
+    placement::partition_of_hash,
     time::Mono,
 };
 
@@ -66,8 +67,8 @@ impl GroupRights {
     /// The right to read the partition of this hash, if there is one at `now`.
     #[inline]
     pub(crate) fn ticket(&self, hash: u64, leased: bool, now: Mono) -> Option<Ticket<'_>> {
-        let count = self.partitions.len() as u64;
-        let right = self.partitions.get((hash % count.max(1)) as usize)?;
+        let partition = partition_of_hash(hash, self.partitions.len() as u32);
+        let right = self.partitions.get(partition.0 as usize)?;
         let ended = right.ended.load(Acquire);
         let mut until = right.alone.load(Acquire);
         if leased {

@@ -15,12 +15,11 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, Guard};
-use bytes::Bytes;
 use kiln_cluster::{
-    effect::{ItemKey, Operation},
+    effect::Operation,
     ids::{ClusterId, Generation, Member, NodeId, Place},
-    node::{Refusal, Request},
-    placement::partition_of,
+    node::Refusal,
+    placement::keys_of_all,
     time::{Mono, Now},
     topology::{CacheSpec, NodeInfo, NodeState, Rejected, Topology, TopologyCommand},
 };
@@ -255,13 +254,10 @@ impl Cluster {
     /// Removes all items of a cache, in every partition. Those that were there when this is called
     /// are gone when all answers are there.
     pub(crate) fn clear(&self, cache: &ClusterCache) -> Arc<Wave> {
-        let keys = self.keys.get_or_init(|| keys_of_partitions(self.topology.load().partitions));
-        let asked = keys.iter().map(|key| {
-            let key = ItemKey { cache: cache.id, key: Bytes::copy_from_slice(key) };
-            let seen = Generation(u64::MAX);
-            let request = Request { id: None, key, operation: Operation::Clear, seen };
-            Asked { request, mode: cache.group.mode, within_ms: PATIENCE_MS }
-        });
+        let keys = self.keys.get_or_init(|| keys_of_all(self.topology.load().partitions));
+        let seen = Generation(u64::MAX);
+        let asked =
+            keys.iter().map(|key| Asked::new(cache, key, Operation::Clear, seen, PATIENCE_MS));
         self.submit(asked.collect())
     }
 
@@ -329,25 +325,6 @@ impl Cluster {
         let topology = self.topology.load();
         topology.nodes.get(&node).map_or_else(|| node.to_string(), |info| info.name.clone())
     }
-}
-
-/// Some key of each partition, in order.
-fn keys_of_partitions(partitions: u32) -> Vec<[u8; 4]> {
-    let mut keys = vec![None; partitions as usize];
-    let mut missing = keys.len();
-    for key in (0..u32::MAX).map(u32::to_le_bytes) {
-        if missing == 0 {
-            break;
-        }
-        let place = partition_of(&key, partitions).0 as usize;
-        if let Some(slot) = keys.get_mut(place)
-            && slot.is_none()
-        {
-            *slot = Some(key);
-            missing -= 1;
-        }
-    }
-    keys.into_iter().flatten().collect()
 }
 
 /// What a client is told of a command without a good outcome.

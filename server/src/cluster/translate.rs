@@ -6,9 +6,12 @@ use kiln_cluster::{
     ids::Version,
     node::{Refusal, Reply},
 };
+use kiln_engine::Value;
 use kiln_protocol::command::{
     Arithmetic, Command, Delete, Get, ItemMeta, Outcome, Reason, RefillRight, Store,
 };
+
+use crate::execute::Sink;
 
 /// What came of a request, with the value of a hit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +20,16 @@ pub(crate) struct Answer {
     pub(crate) outcome: Outcome,
     /// The value, when it is a hit.
     pub(crate) value: Bytes,
+}
+
+impl Answer {
+    /// Tells a client.
+    pub(crate) fn tell(self, sink: impl Sink) {
+        match self.outcome {
+            Outcome::Hit(item) => sink.hit(&item, Value::Inline(&self.value)),
+            outcome => sink.outcome(&outcome),
+        }
+    }
 }
 
 /// A command as the core evaluates it. Owns its bytes, because it outlives the batch.

@@ -16,11 +16,15 @@ use std::{
     task::{self, Poll, Waker},
 };
 
+use bytes::Bytes;
 use kiln_cluster::{
-    ids::Mode,
+    effect::{ItemKey, Operation},
+    ids::{Generation, Mode},
     node::{Refusal, Reply, Request},
 };
 use parking_lot::Mutex;
+
+use crate::caches::ClusterCache;
 
 /// Answers that a connection waits for.
 #[derive(Debug)]
@@ -45,6 +49,22 @@ pub(crate) struct Asked {
     pub(crate) mode: Mode,
     /// How long it may take before the client is told that nobody could do it.
     pub(crate) within_ms: u32,
+}
+
+impl Asked {
+    /// A request for an item of a cache. `seen` is the generation whose losses the client was told
+    /// of.
+    pub(crate) fn new(
+        cache: &ClusterCache,
+        key: &[u8],
+        operation: Operation,
+        seen: Generation,
+        within_ms: u32,
+    ) -> Self {
+        let key = ItemKey { cache: cache.id, key: Bytes::copy_from_slice(key) };
+        let request = Request { id: None, key, operation, seen };
+        Self { request, mode: cache.group.mode, within_ms }
+    }
 }
 
 /// A wave on its way to the driver.

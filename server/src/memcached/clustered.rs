@@ -11,10 +11,9 @@ use std::sync::Arc;
 use std::task::{self, Poll};
 use std::time::Duration;
 
-use kiln_cluster::effect::{ItemKey, Operation};
-use kiln_cluster::ids::{Generation, Mode};
-use kiln_cluster::node::{Reply as CoreReply, Request};
-use kiln_engine::{Store, Value};
+use kiln_cluster::ids::Generation;
+use kiln_cluster::node::Reply as CoreReply;
+use kiln_engine::Store;
 use kiln_protocol::command::{Command, Delete, Outcome, Reason};
 use kiln_protocol::memcached::{FlushTime, Op, Parser, lines};
 
@@ -228,7 +227,7 @@ impl Turn<'_, '_, '_> {
                     match slot.answered(&mut answers) {
                         Slot::Wave(_) => sink.outcome(&Outcome::Indeterminate),
                         Slot::Answered(reply) => {
-                            deliver(cluster::answer(reply, command, now_ms), sink);
+                            cluster::answer(reply, command, now_ms).tell(sink);
                         }
                         Slot::Known(outcome) => sink.outcome(&outcome),
                         Slot::Here => {
@@ -275,9 +274,9 @@ impl Turn<'_, '_, '_> {
         behind: &[Slot],
         mut answers: Vec<Option<CoreReply>>,
     ) -> Pending {
-        let (asked, first) = match cluster::operation(command) {
-            Ok(operation) => (vec![self.ask(command.key(), operation)], Slot::Wave(0)),
-            Err(reason) => (Vec::new(), Slot::Known(Outcome::NotApplied(reason))),
+        let (asked, first) = match self.ask_for(command) {
+            Ok(asked) => (vec![asked], Slot::Wave(0)),
+            Err(known) => (Vec::new(), known),
         };
         let behind = behind.iter().map(|slot| slot.answered(&mut answers));
         let slots = std::iter::once(first).chain(behind).collect();
@@ -303,13 +302,13 @@ impl Turn<'_, '_, '_> {
                         slots.push(Slot::Here);
                         continue;
                     }
-                    match cluster::operation(command) {
-                        Ok(operation) => {
+                    match self.ask_for(command) {
+                        Ok(request) => {
                             keys.push(hash);
                             slots.push(Slot::Wave(asked.len()));
-                            asked.push(self.ask(command.key(), operation));
+                            asked.push(request);
                         }
-                        Err(reason) => slots.push(Slot::Known(Outcome::NotApplied(reason))),
+                        Err(known) => slots.push(known),
                     }
                 }
                 Op::TooLarge { key, delete: true, .. } => {
@@ -318,10 +317,10 @@ impl Turn<'_, '_, '_> {
                         break;
                     }
                     let delete = Command::Delete(Delete::plain(key));
-                    if let Ok(operation) = cluster::operation(&delete) {
+                    if let Ok(request) = self.ask_for(&delete) {
                         keys.push(hash);
                         slots.push(Slot::Wave(asked.len()));
-                        asked.push(self.ask(key, operation));
+                        asked.push(request);
                     }
                 }
                 // Alone, because it is about all keys.
@@ -332,14 +331,16 @@ impl Turn<'_, '_, '_> {
         Pending { wave: self.cluster.submit(asked), slots }
     }
 
-    fn ask(&self, key: &[u8], operation: Operation) -> Asked {
-        let cluster = self.context.node.default_cache().cluster();
-        let cache = cluster.map_or_else(Default::default, |cluster| cluster.id);
-        let key = ItemKey { cache, key: bytes::Bytes::copy_from_slice(key) };
+    /// A command for the core, or what is known of it without.
+    fn ask_for(&self, command: &Command<'_>) -> Result<Asked, Slot> {
+        let refused = |reason| Slot::Known(Outcome::NotApplied(reason));
+        let operation = cluster::operation(command).map_err(refused)?;
+        let Some(known) = self.context.node.default_cache().cluster() else {
+            return Err(refused(Reason::NotReady));
+        };
         // A loss has no word in this protocol: nothing is asked to be told of it.
         let seen = Generation(u64::MAX);
-        let request = Request { id: None, key, operation, seen };
-        Asked { request, mode: Mode::Strong, within_ms: PATIENCE_MS }
+        Ok(Asked::new(known, command.key(), operation, seen, PATIENCE_MS))
     }
 
     /// Clears the cache on all nodes.
@@ -372,12 +373,4 @@ fn may_read(
 ) -> bool {
     crate::execute::is_plain_read(command)
         && cache.cluster().is_some_and(|known| known.ticket(hash, cluster.mono()).is_some())
-}
-
-/// Writes an answer of the core.
-fn deliver(answer: cluster::Answer, sink: impl Sink) {
-    match answer.outcome {
-        Outcome::Hit(item) => sink.hit(&item, Value::Inline(&answer.value)),
-        outcome => sink.outcome(&outcome),
-    }
 }

@@ -14,13 +14,11 @@ use std::{
     task::{self, Poll},
 };
 
-use bytes::Bytes;
 use kiln_cluster::{
-    effect::ItemKey,
-    node::{Refusal, Reply as CoreReply, Request as CoreRequest},
+    node::{Refusal, Reply as CoreReply},
     topology::TopologyCommand,
 };
-use kiln_engine::{Store, Value};
+use kiln_engine::Store;
 use kiln_protocol::{
     command::{Command, Get, Outcome},
     native::{Body, ErrorCode, Failure, Item, ItemHead, Items, Want, inflate, respond},
@@ -35,7 +33,7 @@ use crate::{
     caches::{Cache, CacheSettings, Table},
     cluster::{self, Asked, Cluster, Decided, Decision, PATIENCE_MS, Wave, spec_of},
     connection::Context,
-    execute::{Sink, is_plain_read, read_directly},
+    execute::{is_plain_read, read_directly},
 };
 
 /// Requests that wait.
@@ -289,12 +287,10 @@ impl<'a, 'c> Begun<'a, 'c> {
             Ok(operation) => operation,
             Err(reason) => return Slot::Known(Outcome::NotApplied(reason)),
         };
-        let key = ItemKey { cache: known.id, key: Bytes::copy_from_slice(command.key()) };
         let seen = self.session.seen(self.cluster, known.place(self.cluster, hash));
-        let request = CoreRequest { id: None, key, operation, seen };
         let within = want.deadline_ms.unwrap_or(u64::from(PATIENCE_MS));
         let within_ms = u32::try_from(within).unwrap_or(u32::MAX).min(PATIENCE_MS);
-        self.asked.push(Asked { request, mode: known.group.mode, within_ms });
+        self.asked.push(Asked::new(known, command.key(), operation, seen, within_ms));
         Slot::Wave(self.asked.len() - 1)
     }
 }
@@ -454,10 +450,7 @@ impl Told<'_, '_> {
                 }
                 let told = cluster::answer(reply, &command, context.now_ms);
                 item::answer_with(session, context, want, answer, replies, scratch, |sink| {
-                    match told.outcome {
-                        Outcome::Hit(item) => sink.hit(&item, Value::Inline(&told.value)),
-                        outcome => sink.outcome(&outcome),
-                    }
+                    told.tell(sink);
                     true
                 });
             }

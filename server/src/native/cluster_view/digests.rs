@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kiln_cluster::ids::Member;
+use kiln_cluster::{ids::Member, placement::partition_of_hash};
 use kiln_engine::{GetOptions, ItemInfo, Store, Value};
 use kiln_protocol::native::admin::{
     DIGEST_ITEM_PARTITIONS_MAX, DIGEST_KEY_LEN_MAX, DigestRequest, Digests, ItemDigest,
@@ -79,7 +79,7 @@ impl Scope {
     }
 
     fn partition(&self, hash: u64) -> Option<u32> {
-        let partition = (hash % u64::from(self.partitions)) as u32;
+        let partition = partition_of_hash(hash, self.partitions).0;
         self.counts.get(partition as usize).is_some_and(|counts| *counts).then_some(partition)
     }
 }
