@@ -429,7 +429,7 @@ impl<S: Store> Node<S> {
                 refused.push((place, followed));
             } else if lease && place.group.mode == Mode::Strong {
                 let Some(known) = self.replicas.meet(place) else { continue };
-                known.replica.grant(now, round.lease_ms, clock_ms, drift_ppm);
+                known.replica.grant(now, term, round.lease_ms, clock_ms, drift_ppm);
             }
         }
         let reply = ConfirmReply { round: round.round, refused };

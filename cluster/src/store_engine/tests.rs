@@ -20,7 +20,7 @@ fn key(name: &str) -> ItemKey {
 }
 
 fn place_of(store: &EngineStore, key: &ItemKey) -> Place {
-    let partition = partition_of(kiln_engine::Store::hash(&key.key), store.partitions);
+    let partition = partition_of_hash(kiln_engine::Store::hash(&key.key), store.partitions);
     Place { group: GROUP, partition }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   committed: I am primary of term T
-//!     wait      until a lease that I granted has run out
+//!     wait      until a lease that I granted has run out, or its holder says that it stopped serving
 //!     Seal      the other in-sync copies follow T and say what they hold
 //!     choose    the log of the latest term, then the longest: nothing confirmed is missing from it
 //!     Start     that log, and a barrier in T, to all of them

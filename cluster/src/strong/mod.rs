@@ -143,6 +143,11 @@ pub enum StrongMessage {
         /// The next chunk.
         next: u64,
     },
+    /// Former primary to its successor: it serves no longer, so no lease of its is in use.
+    Yielded {
+        /// The last term that it served.
+        term: Term,
+    },
     /// Primary to copies: these were evicted here. Not waited for.
     Evicted {
         /// The primary's term.

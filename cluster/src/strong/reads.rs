@@ -305,14 +305,30 @@ impl Replica {
     }
 
     /// Promises the primary of `term` that nobody else serves for so long.
-    pub fn grant(&mut self, now: Now, lease_ms: u64, clock_ms: u64, drift_ppm: u64) {
-        let Granted { until, clock_ms: heard } = self.granted;
+    pub fn grant(&mut self, now: Now, term: Term, lease_ms: u64, clock_ms: u64, drift_ppm: u64) {
+        let Granted { term: latest, until, clock_ms: heard } = self.granted;
         // The primary may have judged ends by its clock at the end of the lease.
         let drift_ms = lease_ms * drift_ppm / 1_000_000 + 1;
         self.granted = Granted {
+            term: latest.max(term),
             until: until.max(now.mono.after_ms(lease_ms)),
             clock_ms: heard.max(clock_ms.saturating_add(lease_ms).saturating_add(drift_ms)),
         };
+    }
+
+    /// The primary of `term` serves no longer. It served when the leases of terms before had run out,
+    /// or were given up like this one; a later promise is not its to give back. It judged nothing
+    /// by a later clock than that of its message.
+    pub(super) fn on_yielded<S: Store>(
+        &mut self,
+        cx: &mut Context<'_, S>,
+        term: Term,
+        clock_ms: u64,
+    ) {
+        if term >= self.granted.term {
+            cx.clock.merge(cx.now, clock_ms);
+            self.granted = Granted { term, ..Granted::default() };
+        }
     }
 }
 

@@ -64,6 +64,8 @@ pub(super) struct Waiting {
 /// What a copy promised its primary: to let nobody else serve until then.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Granted {
+    /// The latest term that was promised anything.
+    pub(super) term: Term,
     pub(super) until: Mono,
     /// What the primary may have judged ends by until then.
     pub(super) clock_ms: u64,
@@ -92,6 +94,8 @@ pub struct Replica {
     pub(super) filler: Option<Member>,
     pub(super) answers: Answers,
     pub(super) granted: Granted,
+    /// A term that this copy served and serves no longer: its successor is to be told.
+    yielded: Option<Term>,
     pub(super) primary: Option<Box<Primary>>,
     pub(super) waiting: BTreeMap<Seq, Waiting>,
     /// When those who wait give up, in order.
@@ -124,6 +128,7 @@ impl Replica {
             filler: None,
             answers: Answers::default(),
             granted: Granted::default(),
+            yielded: None,
             primary: None,
             waiting: BTreeMap::new(),
             deadlines: VecDeque::new(),
@@ -179,7 +184,18 @@ impl Replica {
         } else if state.primary == Some(cx.me) && counts && state.term == self.term {
             self.take_over(cx);
         }
+        self.tell_successor(cx);
         self.work(cx);
+    }
+
+    /// The successor need not wait for leases that this copy holds and will not use. Sent once: if it
+    /// is lost, they run out.
+    fn tell_successor<S: Store>(&mut self, cx: &mut Context<'_, S>) {
+        let Some(term) = self.yielded.filter(|term| *term < self.state.term) else { return };
+        self.yielded = None;
+        if let Some(successor) = self.state.primary.filter(|primary| *primary != cx.me) {
+            self.send(cx, successor, StrongMessage::Yielded { term });
+        }
     }
 
     /// The group that this partition belonged to is gone.
@@ -229,6 +245,7 @@ impl Replica {
             StrongMessage::Taken { term, transfer, next } => {
                 self.on_taken(cx, from, term, transfer, next);
             }
+            StrongMessage::Yielded { term } => self.on_yielded(cx, term, clock_ms),
             StrongMessage::Evicted { term, keys } => {
                 if term == self.term && self.primary.is_none() && !self.wiping {
                     self.forget_evicted(cx, &keys);
@@ -321,6 +338,7 @@ impl Replica {
             cx.slots.release(self.place, peer);
         }
         if primary.serves() {
+            self.yielded = Some(self.term);
             cx.report(Report::SteppedDown { place: self.place, term: self.term });
         }
         let refusal = Reply::NotApplied(Refusal::NotPrimary(self.hint(cx.me)));

@@ -488,9 +488,13 @@ impl Display for LogFormat {
 pub(crate) struct LogFilter(String);
 
 impl LogFilter {
-    /// The filter in the form that the log takes.
-    pub(crate) fn directives(&self) -> &str {
-        &self.0
+    /// The filter in the form that the log takes. The Raft library tells at `info` what others tell
+    /// at `debug`: it would drown the node's own lines.
+    pub(crate) fn directives(&self) -> Cow<'_, str> {
+        match self.0.eq_ignore_ascii_case("info") {
+            true => Cow::Borrowed("info,openraft=warn"),
+            false => Cow::Borrowed(&self.0),
+        }
     }
 }
 

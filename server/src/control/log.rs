@@ -1,7 +1,8 @@
 //! The group's log and vote, as the Raft library asks for them.
 //!
 //! Nothing is kept in memory beside the store: the log is short, and a vote or an entry that was
-//! answered for is on disk.
+//! answered for is on disk. A disk can take its time, so writes are made beside the group's thread:
+//! it goes on telling others that it is there.
 
 use std::{fmt::Debug, ops::RangeBounds};
 
@@ -9,6 +10,7 @@ use openraft::{
     LogState, OptionalSend, RaftLogReader,
     storage::{LogFlushed, RaftLogStorage},
 };
+use tokio::task;
 
 use super::{
     decree::{Entry, Group, LogId, StorageError, StorageIoError, Vote},
@@ -18,6 +20,20 @@ use super::{
 /// Vote and log.
 #[derive(Clone, Debug)]
 pub(super) struct Log(pub(super) Store);
+
+impl Log {
+    /// Writes, while the group's thread does other things.
+    async fn write(
+        &self,
+        work: impl FnOnce(&Store) -> Result<(), StoreError> + Send + 'static,
+    ) -> Result<(), StorageError> {
+        let store = self.0.clone();
+        match task::spawn_blocking(move || work(&store)).await {
+            Ok(written) => written.map_err(writing),
+            Err(ended) => Err(StorageIoError::write_logs(openraft::AnyError::new(&ended)).into()),
+        }
+    }
+}
 
 pub(super) fn reading(error: StoreError) -> StorageError {
     StorageIoError::read_logs(openraft::AnyError::new(&error)).into()
@@ -58,7 +74,8 @@ impl RaftLogStorage<Group> for Log {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), StorageError> {
-        self.0.set_vote(vote).map_err(writing)
+        let vote = *vote;
+        self.write(move |store| store.set_vote(&vote)).await
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, StorageError> {
@@ -67,7 +84,7 @@ impl RaftLogStorage<Group> for Log {
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), StorageError> {
         match committed {
-            Some(committed) => self.0.set_committed(&committed).map_err(writing),
+            Some(committed) => self.write(move |store| store.set_committed(&committed)).await,
             None => Ok(()),
         }
     }
@@ -81,16 +98,17 @@ impl RaftLogStorage<Group> for Log {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        self.0.append(entries).map_err(writing)?;
+        let entries: Vec<Entry> = entries.into_iter().collect();
+        self.write(move |store| store.append(entries)).await?;
         done.log_io_completed(Ok(()));
         Ok(())
     }
 
     async fn truncate(&mut self, from: LogId) -> Result<(), StorageError> {
-        self.0.truncate(from.index).map_err(writing)
+        self.write(move |store| store.truncate(from.index)).await
     }
 
     async fn purge(&mut self, upto: LogId) -> Result<(), StorageError> {
-        self.0.purge(&upto).map_err(writing)
+        self.write(move |store| store.purge(&upto)).await
     }
 }

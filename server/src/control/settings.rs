@@ -15,7 +15,8 @@ pub(crate) struct ControlSettings {
     pub(crate) data_dir: Option<PathBuf>,
     /// The operator's name of this node.
     pub(crate) name: String,
-    /// How often the leader tells the others that it is there.
+    /// How often the leader tells the others that it is there. The library gives a call with entries
+    /// no longer than this, in which a follower must have them on disk.
     pub(crate) heartbeat_ms: u64,
     /// Members give a leader up after `lease + a random part of this range` of silence, where the
     /// lease is the upper end. The lower end must exceed `heartbeat_ms`.
@@ -45,8 +46,8 @@ impl ControlSettings {
         Self {
             data_dir: data_dir.map(Path::to_owned),
             name: name.to_owned(),
-            heartbeat_ms: 100,
-            election_ms: (160, 360),
+            heartbeat_ms: 200,
+            election_ms: (220, 400),
             doubt_ms: 1_000,
             snapshot_after: 512,
             entries_kept: 64,

@@ -6,7 +6,7 @@
 //! with the next durable one. All of it is read and checked when the file is opened, so that a
 //! damaged file is an error at the start and not a surprise later.
 //!
-//! Cost: one `fsync` for each vote, each append and each snapshot, on the group's own thread.
+//! Cost: one `fsync` for each vote, each append and each snapshot, on a thread of its own.
 
 use std::{
     any::Any,

@@ -224,3 +224,29 @@ fn messages_of_another_cluster_or_another_life_are_dropped() {
     world.give(node(2), Event::Message(sound));
     assert_eq!(world.view(2).term, Term(99));
 }
+
+#[test]
+fn a_planned_move_does_not_wait_for_the_lease_that_the_former_primary_gives_back() {
+    let mut world = World::new(3, CacheSpec { read: ReadMode::Lease, ..spec() });
+    world.assign(&[1, 2, 3]);
+    world.ask(1, "k", set("v"));
+    world.run_ms(5);
+    assert_eq!(world.get(1, "k"), Some("v".into()), "and the lease is taken");
+    let asked_at = world.now;
+    world.fail_over(2, &[]);
+    let read = world.ask(2, "k", Operation::Get { touch: None });
+    while world.reply(read).is_none() {
+        world.run_ms(1);
+    }
+    assert!(world.now.since_ms(asked_at) < 20, "{} ms", world.now.since_ms(asked_at));
+    assert!(matches!(world.reply(read), Some(Reply::Done(Outcome::Hit(_)))));
+    // What was given back was that of the former term: the new one is promised its own.
+    world.cut(&[2]);
+    let asked_at = world.now;
+    world.fail_over(3, &[2]);
+    let read = world.ask(3, "k", Operation::Get { touch: None });
+    while world.reply(read).is_none() {
+        world.run_ms(1);
+    }
+    assert!(world.now.since_ms(asked_at) > 400, "did not wait for the lease");
+}
