@@ -28,7 +28,7 @@ use crate::{
     audit::{Audit, Auditor},
     figures::Spread,
     history::History,
-    load::{Counts, Load, Part},
+    load::{Counts, Load, Part, Slow},
     nodes::{Launch, Nodes, metric},
     say,
 };
@@ -91,6 +91,8 @@ struct Cycle {
     return_ms: f64,
     /// From the return until all copies were there again.
     whole_ms: f64,
+    /// The longest wait of all.
+    slowest: Option<Slow>,
     counts: Counts,
     audit: Audit,
     wrong: Vec<String>,
@@ -396,6 +398,7 @@ impl<'a> Trial<'a> {
             clients_ms,
             return_ms,
             whole_ms: whole.as_secs_f64() * 1000.0,
+            slowest: self.load.take_slowest(),
             counts,
             audit,
             wrong,

@@ -49,6 +49,7 @@ pub(crate) struct Shared {
     stop: AtomicBool,
     gate: Gate,
     part: AtomicU8,
+    part_since: Mutex<Instant>,
     /// Raised when clients shall go back to the nodes they began with.
     homing: AtomicU64,
     clients: Vec<OfClient>,
@@ -56,6 +57,20 @@ pub(crate) struct Shared {
     errors: Mutex<BTreeMap<String, u64>>,
     /// What must not be, in words.
     wrong: Mutex<Vec<String>>,
+    /// The longest wait since the last look.
+    slowest: Mutex<Option<Slow>>,
+}
+
+/// The longest wait, for people who look for its cause.
+#[derive(Clone, Debug, serde::Serialize)]
+pub(crate) struct Slow {
+    pub(crate) ms: f64,
+    /// Milliseconds after the last change of the part of the cycle.
+    pub(crate) after_ms: f64,
+    pub(crate) client: usize,
+    pub(crate) kind: &'static str,
+    pub(crate) what: String,
+    pub(crate) attempts: u32,
 }
 
 struct OfClient {
@@ -150,6 +165,8 @@ impl Load {
             clients,
             errors: Mutex::default(),
             wrong: Mutex::default(),
+            slowest: Mutex::default(),
+            part_since: Mutex::new(Instant::now()),
         });
         let mut load = Self { shared, threads: Vec::new() };
         for (number, asker) in askers.into_iter().enumerate() {
@@ -180,6 +197,7 @@ impl Load {
     }
 
     pub(crate) fn begin(&self, part: Part) {
+        *self.shared.part_since.lock() = Instant::now();
         self.shared.part.store(part as u8, Relaxed);
     }
 
@@ -220,6 +238,11 @@ impl Load {
 
     pub(crate) fn errors(&self) -> BTreeMap<String, u64> {
         self.shared.errors.lock().clone()
+    }
+
+    /// The longest wait since the last call.
+    pub(crate) fn take_slowest(&self) -> Option<Slow> {
+        self.shared.slowest.lock().take()
     }
 
     /// What was wrong since the last call.
@@ -353,11 +376,11 @@ impl Client {
             // The first time. An attempt of unknown outcome that takes effect late finds the counter
             // there and changes nothing: that is why it is no set.
             let zero = Operation::Add(b"0".to_vec());
-            if self.until_answered(|client| client.ask(&name, &zero)).is_none() {
+            if self.until_answered(&name, |client| client.ask(&name, &zero)).is_none() {
                 return;
             }
         }
-        let answer = self.until_answered(|client| {
+        let answer = self.until_answered(&name, |client| {
             let told = client.ask(&name, &count);
             if matches!(told, Told::Unknown(_)) {
                 counter.unknown += 1;
@@ -419,7 +442,7 @@ impl Client {
 
     /// Asks until there is an answer, and writes every attempt down.
     fn on(&mut self, key: &Key, operation: impl Fn() -> Operation) -> Option<Answer> {
-        self.until_answered(|client| {
+        self.until_answered(&key.name, |client| {
             let operation = operation();
             let called = client.shared.history.call();
             let told = client.ask(&key.name, &operation);
@@ -454,28 +477,56 @@ impl Client {
     }
 
     /// Repeats a request until it is answered, and takes the time.
-    fn until_answered(&mut self, mut attempt: impl FnMut(&mut Self) -> Told) -> Option<Answer> {
+    fn until_answered(
+        &mut self,
+        what: &str,
+        mut attempt: impl FnMut(&mut Self) -> Told,
+    ) -> Option<Answer> {
         let part = usize::from(self.shared.part.load(Relaxed)).min(PARTS - 1);
         let begun = Instant::now();
         let mut last = String::new();
+        let mut attempts = 0;
         while begun.elapsed() < GIVE_UP && !self.shared.stop.load(Relaxed) {
+            attempts += 1;
             match attempt(self) {
                 Told::Answer(answer) => {
+                    self.note_wait(begun, what, attempts);
                     let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
                     let longest = &self.shared.clients[self.number].longest_us;
                     longest[part].fetch_max(micros, Relaxed);
                     return Some(answer);
                 }
-                Told::NotApplied(what) | Told::Unknown(what) => last = what,
+                Told::NotApplied(why) | Told::Unknown(why) => last = why,
             }
             thread::sleep(AGAIN_AFTER);
         }
         if begun.elapsed() >= GIVE_UP {
             let seconds = GIVE_UP.as_secs();
             let kind = self.asker.name();
-            self.shared.wrong(format!("a {kind} client got no answer for {seconds} s: {last}"));
+            self.shared
+                .wrong(format!("{what}: a {kind} client got no answer for {seconds} s: {last}"));
         }
         None
+    }
+
+    fn note_wait(&self, begun: Instant, what: &str, attempts: u32) {
+        let waited = begun.elapsed();
+        if waited < SLOW_MIN {
+            return;
+        }
+        let ms = waited.as_secs_f64() * 1000.0;
+        let mut slowest = self.shared.slowest.lock();
+        if slowest.as_ref().is_none_or(|slowest| slowest.ms < ms) {
+            let since = *self.shared.part_since.lock();
+            *slowest = Some(Slow {
+                ms,
+                after_ms: begun.saturating_duration_since(since).as_secs_f64() * 1000.0,
+                client: self.number,
+                kind: self.asker.name(),
+                what: what.to_owned(),
+                attempts,
+            });
+        }
     }
 }
 
@@ -515,6 +566,9 @@ const COUNTERS: usize = 16;
 
 /// After this long without a good answer a key counts as not served.
 const GIVE_UP: Duration = Duration::from_secs(60);
+
+/// Shorter waits are not looked at one by one.
+const SLOW_MIN: Duration = Duration::from_millis(20);
 
 /// Between two attempts.
 const AGAIN_AFTER: Duration = Duration::from_millis(5);

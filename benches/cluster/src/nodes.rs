@@ -75,6 +75,8 @@ pub(crate) struct Picture {
     pub(crate) headless: f64,
     /// Copies that are being made.
     pub(crate) filling: f64,
+    /// Copies in sync on the node itself.
+    pub(crate) held: f64,
 }
 
 impl Nodes {
@@ -201,25 +203,25 @@ impl Nodes {
             short: of("kiln_cluster_partitions_short")?,
             headless: of("kiln_cluster_partitions_headless")?,
             filling: of("kiln_cluster_copies_filling")?,
+            held: of("kiln_cluster_partitions_held")?,
         })
     }
 
-    /// Waits until so many nodes are ready and every partition has its copies, as each of the
-    /// running nodes sees it. Returns how long that took.
+    /// Waits until so many nodes are ready, every partition has its copies, and every running node
+    /// its share of them, as each of them sees it. Returns how long that took.
     pub(crate) fn until_whole(
         &mut self,
         nodes: usize,
         most: Duration,
     ) -> Result<Duration, TrialError> {
         let begun = Instant::now();
-        let whole = Picture { ready: nodes as f64, short: 0.0, headless: 0.0, filling: 0.0 };
         loop {
             self.check_all_run()?;
             let running: Vec<usize> =
                 (0..self.count()).filter(|at| self.nodes[*at].child.is_some()).collect();
             let seen: Vec<Option<Picture>> =
                 running.iter().map(|at| self.picture(*at).ok()).collect();
-            if seen.iter().all(|seen| *seen == Some(whole)) {
+            if is_whole(&seen, nodes) {
                 return Ok(begun.elapsed());
             }
             if begun.elapsed() >= most {
@@ -322,6 +324,21 @@ impl Drop for Nodes {
     }
 }
 
+/// Whether what all running nodes say is that of a whole cluster. One that has just come has no
+/// share yet and nothing is missing for that: so the shares are looked at too.
+fn is_whole(seen: &[Option<Picture>], nodes: usize) -> bool {
+    let held: f64 = seen.iter().flatten().map(|picture| picture.held).sum();
+    let fair = held / nodes.max(1) as f64;
+    seen.iter().all(|seen| {
+        seen.is_some_and(|Picture { ready, short, headless, filling, held }| {
+            ready == nodes as f64
+                && (short, headless, filling) == (0.0, 0.0, 0.0)
+                && held > 0.0
+                && held >= SHARE_MIN * fair
+        })
+    })
+}
+
 /// The program with nothing of the trial's own environment that it would take for settings.
 fn clean(program: &Path, namespace: Option<&str>) -> Command {
     let mut command = match namespace {
@@ -385,6 +402,9 @@ const POLL: Duration = Duration::from_millis(100);
 const LINES_MAX: usize = 16;
 const LOG_SHOWN: usize = 12;
 
+/// Part of its fair share that a node must hold. Placement keeps nodes within 5 % above theirs.
+const SHARE_MIN: f64 = 0.85;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -395,6 +415,16 @@ mod tests {
         assert_eq!(metric(text, "a"), Some(5.0));
         assert_eq!(metric(text, "a{b=\"c\"}"), Some(4.0));
         assert_eq!(metric(text, "b"), None);
+    }
+
+    #[test]
+    fn a_node_without_its_share_makes_no_whole_cluster() {
+        let picture =
+            |held| Some(Picture { ready: 3.0, short: 0.0, headless: 0.0, filling: 0.0, held });
+        assert!(is_whole(&[picture(680.0), picture(683.0), picture(685.0)], 3));
+        assert!(!is_whole(&[picture(1024.0), picture(1024.0), picture(0.0)], 3));
+        assert!(!is_whole(&[picture(680.0), None, picture(685.0)], 3));
+        assert!(!is_whole(&[picture(680.0), picture(683.0), picture(685.0)], 4));
     }
 
     #[test]
