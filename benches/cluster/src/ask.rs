@@ -22,6 +22,8 @@ use kiln_client::{Counted, Deleted, Error, Written, blocking};
 use kiln_linearizability::{Answer, Operation};
 use parking_lot::Mutex;
 
+use crate::http::Http;
+
 /// What became of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Told {
@@ -37,9 +39,10 @@ pub(crate) enum Told {
 #[derive(Debug, Default)]
 pub(crate) struct Doors(Mutex<Vec<Arc<Door>>>);
 
+/// One of them.
 #[derive(Debug)]
-struct Door {
-    address: SocketAddr,
+pub(crate) struct Door {
+    pub(crate) address: SocketAddr,
     /// New requests may go there: the node did not say that it leaves.
     open: AtomicBool,
 }
@@ -58,7 +61,7 @@ impl Doors {
     }
 
     /// The first open door from `at` on.
-    fn open_from(&self, at: usize) -> Option<(usize, Arc<Door>)> {
+    pub(crate) fn open_from(&self, at: usize) -> Option<(usize, Arc<Door>)> {
         let doors = self.0.lock();
         let all = (0..doors.len()).map(|step| (at + step) % doors.len());
         all.map(|at| (at, Arc::clone(&doors[at]))).find(|(_, door)| door.open.load(Relaxed))
@@ -80,7 +83,7 @@ impl Patience {
         self.0.store(u64::try_from(most.as_millis()).unwrap_or(u64::MAX), Relaxed);
     }
 
-    fn get(&self) -> Duration {
+    pub(crate) fn get(&self) -> Duration {
         Duration::from_millis(self.0.load(Relaxed).max(1))
     }
 }
@@ -90,6 +93,7 @@ impl Patience {
 pub(crate) enum Asker {
     Memcached(Memcached),
     Native { cache: blocking::Cache, patience: Arc<Patience> },
+    Http(Http),
 }
 
 impl Asker {
@@ -97,6 +101,7 @@ impl Asker {
         match self {
             Self::Memcached(_) => "memcached",
             Self::Native { .. } => "native",
+            Self::Http(_) => "http",
         }
     }
 
@@ -107,15 +112,20 @@ impl Asker {
 
     /// Goes back to the node that it shall be at, if it has such.
     pub(crate) fn go_home(&mut self) {
-        if let Self::Memcached(client) = self {
-            client.link = None;
-            client.at = client.home;
+        match self {
+            Self::Memcached(client) => {
+                client.link = None;
+                client.at = client.home;
+            }
+            Self::Http(client) => client.go_home(),
+            Self::Native { .. } => {}
         }
     }
 
     pub(crate) fn ask(&mut self, key: &str, operation: &Operation) -> Told {
         match self {
             Self::Memcached(client) => client.ask(key, operation),
+            Self::Http(client) => client.ask(key, operation),
             Self::Native { cache, patience } => {
                 native(&cache.with_timeout(patience.get()), key, operation)
             }
@@ -345,7 +355,7 @@ fn native(cache: &blocking::Cache, key: &str, operation: &Operation) -> Told {
     }
 }
 
-const CONNECT_MAX: Duration = Duration::from_millis(500);
+pub(crate) const CONNECT_MAX: Duration = Duration::from_millis(500);
 
 /// Values of trials are short.
 const VALUE_MAX: usize = 64 * 1024;

@@ -12,7 +12,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -20,11 +20,12 @@ use std::{
 
 use hdrhistogram::Histogram;
 use kiln_linearizability::{Answer, Operation};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
 use crate::{
     TrialError,
     ask::{Asker, Told},
+    gate::Gate,
     history::{History, Key, Use},
 };
 
@@ -46,7 +47,6 @@ pub(crate) struct Shared {
     pub(crate) history: History,
     /// Pause of a client after each answer.
     think: Duration,
-    stop: AtomicBool,
     gate: Gate,
     part: AtomicU8,
     part_since: Mutex<Instant>,
@@ -124,14 +124,6 @@ impl Counter {
     }
 }
 
-/// Lets clients work, or holds them between two requests.
-#[derive(Default)]
-struct Gate {
-    closed: Mutex<bool>,
-    changed: Condvar,
-    waiting: AtomicUsize,
-}
-
 /// What was counted since the last look.
 #[derive(Clone, Copy, Debug, Default, serde::Serialize)]
 pub(crate) struct Counts {
@@ -158,8 +150,7 @@ impl Load {
         let shared = Arc::new(Shared {
             history,
             think,
-            stop: AtomicBool::new(false),
-            gate: Gate { closed: Mutex::new(true), ..Gate::default() },
+            gate: Gate::new(),
             part: AtomicU8::new(Part::Calm as u8),
             homing: AtomicU64::new(0),
             clients,
@@ -179,21 +170,12 @@ impl Load {
     }
 
     pub(crate) fn go(&self) {
-        *self.shared.gate.closed.lock() = false;
-        self.shared.gate.changed.notify_all();
+        self.shared.gate.open();
     }
 
     /// Holds all clients; returns when none has a request under way.
     pub(crate) fn hold(&self) -> Result<(), TrialError> {
-        *self.shared.gate.closed.lock() = true;
-        let deadline = Instant::now() + HOLD_MAX;
-        while self.shared.gate.waiting.load(Relaxed) < self.threads.len() {
-            if Instant::now() >= deadline {
-                return Err(TrialError::ClientsHang { seconds: HOLD_MAX.as_secs() });
-            }
-            thread::sleep(Duration::from_millis(2));
-        }
-        Ok(())
+        self.shared.gate.hold(self.threads.len())
     }
 
     pub(crate) fn begin(&self, part: Part) {
@@ -278,8 +260,7 @@ impl Load {
 
 impl Drop for Load {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Relaxed);
-        self.go();
+        self.shared.gate.end();
         for thread in self.threads.drain(..) {
             // A client that panicked has said so.
             let _ = thread.join();
@@ -332,11 +313,7 @@ struct Client {
 
 impl Client {
     fn run(mut self) {
-        loop {
-            self.wait_at_gate();
-            if self.shared.stop.load(Relaxed) {
-                return;
-            }
+        while self.shared.gate.pass() {
             let homing = self.shared.homing.load(Relaxed);
             if std::mem::replace(&mut self.home, homing) != homing {
                 self.asker.go_home();
@@ -349,19 +326,6 @@ impl Client {
                 thread::sleep(self.shared.think);
             }
         }
-    }
-
-    fn wait_at_gate(&self) {
-        let gate = &self.shared.gate;
-        let mut closed = gate.closed.lock();
-        if !*closed || self.shared.stop.load(Relaxed) {
-            return;
-        }
-        gate.waiting.fetch_add(1, Relaxed);
-        while *closed && !self.shared.stop.load(Relaxed) {
-            gate.changed.wait(&mut closed);
-        }
-        gate.waiting.fetch_sub(1, Relaxed);
     }
 
     /// Adds one to a counter of this client's own.
@@ -486,7 +450,7 @@ impl Client {
         let begun = Instant::now();
         let mut last = String::new();
         let mut attempts = 0;
-        while begun.elapsed() < GIVE_UP && !self.shared.stop.load(Relaxed) {
+        while begun.elapsed() < GIVE_UP && !self.shared.gate.is_over() {
             attempts += 1;
             match attempt(self) {
                 Told::Answer(answer) => {
@@ -572,9 +536,6 @@ const SLOW_MIN: Duration = Duration::from_millis(20);
 
 /// Between two attempts.
 const AGAIN_AFTER: Duration = Duration::from_millis(5);
-
-/// Longest wait for clients to finish what they are at.
-const HOLD_MAX: Duration = Duration::from_secs(90);
 
 /// Kinds of errors that are kept.
 const ERRORS_MAX: usize = 64;

@@ -16,9 +16,12 @@
 
 mod ask;
 mod audit;
+mod eventual;
 mod failover;
 mod figures;
+mod gate;
 mod history;
+mod http;
 mod load;
 mod nodes;
 
@@ -67,6 +70,9 @@ enum Mode {
     /// Nodes are killed, paused or stopped one after the other, while clients write, count and
     /// read: nothing acknowledged is lost, nothing is done twice, all histories are linearizable.
     Failover(failover::Options),
+    /// The same with an eventual cache: it is there throughout for clients of nodes that run, all
+    /// copies are equal soon after, and nothing that was deleted comes back.
+    Eventual(eventual::Options),
 }
 
 /// What a mode hands back.
@@ -135,6 +141,7 @@ fn run(cli: &Cli, seed: u64) -> io::Result<bool> {
     bar.set_style(style());
     let result = match &cli.mode {
         Mode::Failover(options) => failover::run(options, launch, seed, &bar, &cancel),
+        Mode::Eventual(options) => eventual::run(options, launch, seed, &bar, &cancel),
     };
     bar.finish_and_clear();
     let kept = directory.path().display().to_string();
