@@ -27,13 +27,14 @@ use serde::Serialize;
 use crate::{
     Outcome, TrialError,
     ask::{Asker, Doors, Patience, Told},
-    failover::{Fault, WHOLE_MAX, native_asker},
+    failover::Fault,
     figures::Spread,
     gate::Gate,
     http::Http,
     load::insist,
     nodes::{Launch, Nodes},
     say,
+    scene::{WHOLE_MAX, native_asker},
 };
 
 /// How to run the trial.
@@ -295,7 +296,6 @@ impl<'a> Trial<'a> {
         };
         let victim = self.rng.usize(..NODES);
         let away = Duration::from_millis(self.rng.u64(2_000..4_000));
-        self.patience.set(if fault == Fault::Kill { PATIENT } else { HASTY });
         let shared = Arc::clone(&self.shared);
         shared.resting.store(number as usize % 3, Relaxed);
         shared.homing.fetch_add(1, Relaxed);
@@ -543,8 +543,8 @@ const UNSETTLED: Duration = Duration::from_secs(1);
 /// How long after it was asked a write of unknown outcome may still show.
 const LATE_MAX: Duration = Duration::from_secs(60);
 
+/// Longer than it takes until a silent node is given up: who asks another one must get an answer.
 const PATIENT: Duration = Duration::from_secs(5);
-const HASTY: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {

@@ -10,27 +10,22 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
     thread,
     time::{Duration, Instant},
 };
 
 use indicatif::ProgressBar;
-use kiln_client::{Client, blocking};
 use serde::Serialize;
 
 use crate::{
     Outcome, TrialError,
-    ask::{Asker, Doors, Memcached, Patience},
-    audit::{Audit, Auditor},
+    audit::Audit,
     figures::Spread,
-    history::History,
-    load::{Counts, Load, Part, Slow},
-    nodes::{Launch, Nodes, metric},
+    load::{Counts, Part, Slow},
+    nodes::{Launch, Nodes},
     say,
+    scene::{LEAVES_MAX, PATIENT, Scene, WHOLE_MAX},
 };
 
 /// What happens to a node.
@@ -130,8 +125,10 @@ pub(crate) fn run(
     bar.set_length(u64::from(options.cycles));
     let count = usize::from(options.nodes);
     let nodes = Nodes::start(launch, count)?;
-    let mut trial = Trial::start(options, nodes, seed)?;
-    trial.nodes.until_whole(count, WHOLE_MAX)?;
+    let think = Duration::from_millis(options.think_ms);
+    let scene = Scene::start(nodes, usize::from(options.clients), think, seed)?;
+    let mut trial = Trial { options, scene, rng: fastrand::Rng::with_seed(seed) };
+    trial.scene.nodes.until_whole(count, WHOLE_MAX)?;
     let mut cycles = Vec::new();
     let mut failures = Vec::new();
     for number in 1..=options.cycles {
@@ -167,11 +164,11 @@ pub(crate) fn run(
             break;
         }
     }
-    let evictions = trial.evictions();
+    let evictions = trial.scene.evictions();
     if evictions > 0.0 {
         failures.push(format!("{evictions} items were evicted: the judge expects none"));
     }
-    failures.extend(trial.verify()?);
+    failures.extend(trial.scene.verify()?);
     Ok(outcome(options, seed, &trial, cycles, evictions, failures))
 }
 
@@ -231,7 +228,7 @@ fn outcome(
         unknown: total(|counts| counts.unknown),
         audit,
         evictions,
-        errors: trial.load.errors(),
+        errors: trial.scene.load.errors(),
         wrong: failures.clone(),
         cycles,
     };
@@ -273,48 +270,14 @@ fn text(report: &Report) -> String {
     text
 }
 
-/// A cluster with clients.
+/// The cluster, its clients and the dice.
 struct Trial<'a> {
     options: &'a Options,
-    // Before the nodes, so that clients end first.
-    load: Load,
-    auditor: Auditor,
-    doors: Arc<Doors>,
-    patience: Arc<Patience>,
-    nodes: Nodes,
+    scene: Scene,
     rng: fastrand::Rng,
 }
 
-impl<'a> Trial<'a> {
-    fn start(options: &'a Options, nodes: Nodes, seed: u64) -> Result<Self, TrialError> {
-        let doors = Arc::new(Doors::default());
-        for at in 0..nodes.count() {
-            doors.add(&nodes.address(at, "memcached"))?;
-        }
-        let patience = Arc::new(Patience::new(PATIENT));
-        let asker = |number: usize| -> Result<Asker, TrialError> {
-            if number.is_multiple_of(2) {
-                let home = number / 2 % nodes.count();
-                Ok(Asker::Memcached(Memcached::new(
-                    Arc::clone(&doors),
-                    Arc::clone(&patience),
-                    home,
-                )))
-            } else {
-                let address = nodes.cluster_address();
-                native_asker(&address, "default", &patience)
-            }
-        };
-        let askers = (0..usize::from(options.clients)).map(asker).collect::<Result<_, _>>()?;
-        // One connection to each node and a native client.
-        let auditors = [0, 2, 4, 1].into_iter().map(asker).collect::<Result<_, _>>()?;
-        let think = Duration::from_millis(options.think_ms);
-        let load = Load::start(askers, History::new("k", SLOTS), think, seed)?;
-        let auditor = Auditor::new(auditors, seed);
-        let rng = fastrand::Rng::with_seed(seed);
-        Ok(Self { options, load, auditor, doors, patience, nodes, rng })
-    }
-
+impl Trial<'_> {
     fn cycle(&mut self, number: u32) -> Result<Cycle, TrialError> {
         let fault = match self.options.fault {
             Fault::Mixed => match self.rng.u8(..10) {
@@ -324,7 +287,7 @@ impl<'a> Trial<'a> {
             },
             fault => fault,
         };
-        let victim = self.rng.usize(..self.nodes.count());
+        let victim = self.rng.usize(..self.scene.nodes.count());
         let calm = Duration::from_millis(self.rng.u64(300..1_000));
         // A node that is back before it was missed is as dangerous as one that is long away.
         let away = match fault {
@@ -332,128 +295,79 @@ impl<'a> Trial<'a> {
             _ if self.rng.u8(..4) == 0 => Duration::ZERO,
             _ => Duration::from_millis(self.rng.u64(1_500..4_000)),
         };
-        self.patience.set(if fault == Fault::Stop { HASTY } else { PATIENT });
-        let controller = self.leads(victim);
-        self.load.take_counts();
-        self.load.go_home();
-        self.load.begin(Part::Calm);
-        self.load.go();
+        self.scene.patience.set(if fault == Fault::Stop { HASTY } else { PATIENT });
+        let controller = self.scene.leads(victim);
+        self.scene.load.take_counts();
+        self.scene.load.go_home();
+        self.scene.load.begin(Part::Calm);
+        self.scene.load.go();
         thread::sleep(calm);
 
-        self.load.begin(Part::Fault);
+        self.scene.load.begin(Part::Fault);
         let begun = Instant::now();
         match fault {
             Fault::Stop => {
-                self.nodes.pause(victim)?;
+                self.scene.nodes.pause(victim)?;
                 thread::sleep(away);
-                self.load.begin(Part::Return);
-                self.nodes.resume(victim)?;
+                self.scene.load.begin(Part::Return);
+                self.scene.nodes.resume(victim)?;
             }
             Fault::Term => {
-                self.doors.set_open(victim, false);
-                self.nodes.terminate(victim)?;
-                let status = self.nodes.wait(victim, LEAVES_MAX)?;
+                self.scene.doors.set_open(victim, false);
+                self.scene.nodes.terminate(victim)?;
+                let status = self.scene.nodes.wait(victim, LEAVES_MAX)?;
                 if !status.success() {
                     return Err(TrialError::BadEnd {
-                        node: self.nodes.name(victim).to_owned(),
+                        node: self.scene.nodes.name(victim).to_owned(),
                         status,
                     });
                 }
                 thread::sleep(away);
-                self.load.begin(Part::Return);
-                self.nodes.restart(victim)?;
-                self.doors.set_open(victim, true);
+                self.scene.load.begin(Part::Return);
+                self.scene.nodes.restart(victim)?;
+                self.scene.doors.set_open(victim, true);
             }
             Fault::Kill | Fault::Mixed => {
-                self.nodes.kill(victim)?;
+                self.scene.nodes.kill(victim)?;
                 thread::sleep(away);
                 if !away.is_zero() {
-                    self.load.begin(Part::Return);
+                    self.scene.load.begin(Part::Return);
                 }
-                self.nodes.restart(victim)?;
+                self.scene.nodes.restart(victim)?;
             }
         }
         let away_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let whole = self.nodes.until_whole(self.nodes.count(), WHOLE_MAX)?;
-        self.load.hold()?;
+        let whole = self.scene.nodes.until_whole(self.scene.nodes.count(), WHOLE_MAX)?;
+        self.scene.load.hold()?;
 
-        let clients_ms = self.load.longest_ms(Part::Fault);
-        let return_ms = Spread::of(&self.load.longest_ms(Part::Return)).max;
-        let counts = self.load.take_counts();
-        let (audit, mut wrong) = self.auditor.audit(&self.load, &self.nodes)?;
+        let clients_ms = self.scene.load.longest_ms(Part::Fault);
+        let return_ms = Spread::of(&self.scene.load.longest_ms(Part::Return)).max;
+        let counts = self.scene.load.take_counts();
+        let (audit, mut wrong) = self.scene.audit()?;
         if fault == Fault::Term && counts.not_applied + counts.unknown > 0 {
             wrong.push(format!(
                 "{} requests failed while a node left in good order: {:?}",
                 counts.not_applied + counts.unknown,
-                self.load.errors()
+                self.scene.load.errors()
             ));
         }
         Ok(Cycle {
             cycle: number,
             fault,
-            node: self.nodes.name(victim).to_owned(),
+            node: self.scene.nodes.name(victim).to_owned(),
             controller,
             away_ms,
             failover_ms: Spread::of(&clients_ms).max,
             clients_ms,
             return_ms,
             whole_ms: whole.as_secs_f64() * 1000.0,
-            slowest: self.load.take_slowest(),
+            slowest: self.scene.load.take_slowest(),
             counts,
             audit,
             wrong,
         })
     }
-
-    /// Whether a node leads the controller group, as it says itself.
-    fn leads(&self, at: usize) -> bool {
-        let text = self.nodes.metrics(at).unwrap_or_default();
-        metric(&text, "kiln_cluster_leads") == Some(1.0)
-    }
-
-    fn evictions(&self) -> f64 {
-        let of = |at| {
-            let text = self.nodes.metrics(at).unwrap_or_default();
-            metric(&text, "kiln_evictions_total").unwrap_or(0.0)
-        };
-        (0..self.nodes.count()).map(of).sum()
-    }
-
-    /// Compares all copies.
-    fn verify(&self) -> Result<Option<String>, TrialError> {
-        let output = self.nodes.kiln(&["cluster", "verify", "--strict", "-o", "json"])?;
-        if output.status.success() {
-            return Ok(None);
-        }
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        let error = String::from_utf8_lossy(&output.stderr).into_owned();
-        Ok(Some(format!("copies are not equal at the end: {} {}", error.trim(), said.trim())))
-    }
 }
-
-/// A client of the native protocol that knows all nodes.
-pub(crate) fn native_asker(
-    address: &str,
-    cache: &str,
-    patience: &Arc<Patience>,
-) -> Result<Asker, TrialError> {
-    let address = address.parse().map_err(|error| TrialError::Client(format!("{error}")))?;
-    let client = blocking::Client::build(Client::builder().address(address).name("kiln-trial"));
-    let client = client.map_err(|error| TrialError::Client(error.to_string()))?;
-    Ok(Asker::Native { cache: client.cache(cache), patience: Arc::clone(patience) })
-}
-
-/// Keys in use at a time.
-const SLOTS: usize = 96;
-
-/// How long clients wait for an answer: longer than a failover takes, so that it is seen whole.
-const PATIENT: Duration = Duration::from_secs(5);
 
 /// The same when nodes are paused: a connection to one says nothing, and does not end either.
 const HASTY: Duration = Duration::from_secs(1);
-
-/// Longest wait for all copies to be made.
-pub(crate) const WHOLE_MAX: Duration = Duration::from_secs(180);
-
-/// Longest wait for a node that hands over.
-const LEAVES_MAX: Duration = Duration::from_secs(180);

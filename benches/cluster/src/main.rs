@@ -22,8 +22,10 @@ mod figures;
 mod gate;
 mod history;
 mod http;
+mod join;
 mod load;
 mod nodes;
+mod scene;
 
 use std::{
     fs, io,
@@ -73,6 +75,9 @@ enum Mode {
     /// The same with an eventual cache: it is there throughout for clients of nodes that run, all
     /// copies are equal soon after, and nothing that was deleted comes back.
     Eventual(eventual::Options),
+    /// A node joins under load and takes its share, then one is asked to leave: nothing is lost,
+    /// nothing fails, and clients notice no more than is allowed.
+    Join(join::Options),
 }
 
 /// What a mode hands back.
@@ -142,6 +147,7 @@ fn run(cli: &Cli, seed: u64) -> io::Result<bool> {
     let result = match &cli.mode {
         Mode::Failover(options) => failover::run(options, launch, seed, &bar, &cancel),
         Mode::Eventual(options) => eventual::run(options, launch, seed, &bar, &cancel),
+        Mode::Join(options) => join::run(options, launch, seed, &bar, &cancel),
     };
     bar.finish_and_clear();
     let kept = directory.path().display().to_string();
