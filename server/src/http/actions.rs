@@ -63,6 +63,7 @@ async fn arithmetic(
     let delta = query.number("by", u64::MAX)?.unwrap_or(1);
     let initial = query.number("initial", u64::MAX)?;
     let ttl = query.ttl("ttl")?;
+    key_of(&parts.headers)?;
     let command = Command::Arithmetic(Arithmetic {
         key: &target.key,
         direction,
@@ -84,13 +85,14 @@ pub(super) async fn append(
     let (parts, body) = request.into_parts();
     let query = Query::parse(parts.uri.query(), &["create", "ttl"])?;
     let target = Target::of(&gateway.node, &parts.uri)?;
-    let compare = compare(&parts.headers)?;
     let ttl = query.ttl("ttl")?;
     let create = query.switch("create")?;
+    key_of(&parts.headers)?;
+    let compare = compare(&parts.headers)?;
     if ttl.is_some() && !create {
         let detail =
             "an item that is appended to keeps its end: `ttl` goes with `create=true` only";
-        return Err(Problem::bad_request(detail));
+        return Err(Problem::new(Kind::Unfit, detail));
     }
     let len_max = target.cache.store.value_len_max();
     let upload = upload::receive(&gateway.node, body, len_max, "").await?;

@@ -187,6 +187,7 @@ fn operations() -> Vec<Operation> {
                 Kind::Lost,
                 Kind::ConditionFailed,
                 Kind::TooLarge,
+                Kind::Unfit,
                 Kind::KeyReused,
                 Kind::NoRoom,
             ],
@@ -346,8 +347,9 @@ fn operations() -> Vec<Operation> {
             id: "changeCache",
             tag: "Caches",
             summary: "Change a cache",
-            description: "Settings that are not named stay. Those that a cache keeps for its life \
-                          cannot be changed: that is a conflict, and changes nothing.",
+            description: "Settings that are not named stay. `memory`, `default_ttl_ms`, `min_in_sync`, \
+                          `read` and `on_loss` can be changed; the others stay for the life of the cache: \
+                          that is a conflict, names each field in `errors`, and changes nothing.",
             parameters: &["cache"],
             body: Some(settings),
             answers: || json!({ "200": json_of("The cache as it is now.", "Cache", Some(cache_example())) }),
@@ -455,6 +457,7 @@ fn document() -> Value {
     }
     let components = ComponentsBuilder::new()
         .schema_from::<Document>()
+        .schema_from::<problem::FieldError>()
         .schema_from::<actions::Number>()
         .schema_from::<batch::Batch>()
         .schema_from::<batch::Op>()
@@ -662,7 +665,8 @@ fn probe() -> Value {
 }
 
 fn octets() -> Value {
-    json!({ "required": true, "content": {
+    // No body at all is a value of no bytes.
+    json!({ "required": false, "content": {
         "application/octet-stream": { "schema": { "type": "string", "format": "binary" } },
         "text/plain": { "schema": { "type": "string" }, "example": "hello" },
     } })
@@ -678,7 +682,7 @@ fn settings() -> Value {
 fn cache_example() -> Value {
     json!({
         "name": "sessions", "mode": "strong", "copies": 1, "min_in_sync": 1, "read": "leased",
-        "eviction": "lru", "memory": 8_388_608, "default_ttl_ms": 60_000,
+        "eviction": "lru", "memory": 8_388_608, "on_loss": "reset", "default_ttl_ms": 60_000,
         "max_item_size": 1_048_576,
         "figures": {
             "items": 2, "bytes": 1_180, "hits": 10, "misses": 3, "stores": 4, "deletes": 1,
@@ -701,8 +705,9 @@ fn parameters() -> Value {
         "type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", "maxLength": 64,
     });
     let tag = "(W/)?\"[!#-~]+\"";
-    let tags = format!("^(\\*|{tag}( ?, ?{tag}){{0,31}})$");
-    let strong = "^\"[!#-~]+\"$";
+    // A list may be empty: nothing is one of its tags.
+    let tags = format!("^(\\*|{tag}( ?, ?{tag}){{0,31}})?$");
+    let strong = "^(\"[!#-~]+\")?$";
     let mut new_ttl = query(
         "ttl",
         "The item's new end: `1500ms`, `30s`, `5m`, `12h`, `7d` or `never`.",
@@ -768,17 +773,17 @@ fn parameters() -> Value {
         "ifMatchMany": header(
             "If-Match",
             "Only if the item has one of these entity tags, or, with `*`, if there is an item.",
-            json!({ "type": "string", "pattern": tags }),
+            json!({ "type": "string", "pattern": tags, "examples": ["\"17\"", "*"] }),
         ),
         "ifMatch": header(
             "If-Match",
             "Only if the item has this entity tag.",
-            json!({ "type": "string", "pattern": strong }),
+            json!({ "type": "string", "pattern": strong, "examples": ["\"17\""] }),
         ),
         "ifNoneMatch": header(
             "If-None-Match",
             "Only if the item has none of these entity tags, or, with `*`, if there is no item.",
-            json!({ "type": "string", "pattern": tags }),
+            json!({ "type": "string", "pattern": tags, "examples": ["\"17\"", "*"] }),
         ),
         "range": header(
             "Range",
