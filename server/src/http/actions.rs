@@ -21,6 +21,7 @@ use super::{
     etag::{self, Condition},
     gateway::Gateway,
     items::{self, Target, refusal},
+    once::{self, Begun},
     problem::{Kind, Problem},
     query::Query,
     replays::{First, Kept, REPLAYED, key_of},
@@ -185,23 +186,42 @@ async fn once(
     };
     let fingerprint = fingerprint(method, uri, headers, body);
     let first = gateway.replays.begin(target.cache.id, key, fingerprint, node.clock.now_ms())?;
+    let again = |kept: Kept| {
+        let mut response = kept.into_response();
+        response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
+        response
+    };
     let first = match first {
         First::Try(first) => first,
-        First::Again(kept) => {
-            let mut response = kept.into_response();
-            response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
-            return Ok(response);
+        First::Again(kept) => return Ok(again(*kept)),
+    };
+    let noted = match once::begin(node, &target.cache, key, fingerprint).await {
+        Ok(Some(Begun::First(noted))) => Some(noted),
+        Ok(Some(Begun::Again(kept))) => {
+            first.answered(kept.clone());
+            return Ok(again(kept));
+        }
+        Ok(None) => None,
+        Err(problem) => {
+            first.forget();
+            return Err(problem);
         }
     };
     let outcome = carry_out(gateway, target, command).await;
     match answer(&outcome, headers) {
         Ok(kept) => {
+            if let Some(noted) = noted {
+                noted.answered(&kept).await;
+            }
             first.answered(kept.clone());
             Ok(kept.into_response())
         }
         Err(problem) => {
             // Dropped without a word, the outcome counts as unknown.
             if outcome != Outcome::Indeterminate {
+                if let Some(noted) = noted {
+                    noted.forget().await;
+                }
                 first.forget();
             }
             Err(problem)

@@ -547,7 +547,7 @@ fn refused(error: CacheError) -> Problem {
 }
 
 /// An answer that is true now only.
-fn fresh(answer: impl IntoResponse) -> Response {
+pub(super) fn fresh(answer: impl IntoResponse) -> Response {
     ([(header::CACHE_CONTROL, "no-store")], answer).into_response()
 }
 

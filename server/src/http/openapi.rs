@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use utoipa::openapi::ComponentsBuilder;
 
 use super::{
-    actions, batch, caches,
+    actions, batch, caches, cluster,
     problem::{self, Document, Kind, MEDIA_TYPE, Problem},
     query::TTL_PATTERN,
     replays, scan,
@@ -272,8 +272,9 @@ fn operations() -> Vec<Operation> {
             summary: "Go through a cache",
             description: "A page of items, and a cursor to go on from. What is there from the first \
                           page to the last is told at least once, in no order. A page may be empty \
-                          although there are more.",
-            parameters: &["cache", "prefix", "cursor", "limit", "values"],
+                          although there are more. In a cluster the cursor leads from node to node; \
+                          while partitions move, an item may be told twice or not at all.",
+            parameters: &["cache", "prefix", "cursor", "limit", "values", "scope"],
             body: None,
             answers: || json!({ "200": json_of("A page.", "Page", None) }),
             problems: &[Kind::NoSuchCache, Kind::Conflict],
@@ -379,6 +380,42 @@ fn operations() -> Vec<Operation> {
         },
         Operation {
             method: "get",
+            path: "/v1/cluster",
+            id: "showCluster",
+            tag: "Cluster",
+            summary: "Show the cluster",
+            description: "As the node that answers sees it: groups, transfers, warnings and events.",
+            parameters: &[],
+            body: None,
+            answers: || json!({ "200": json_of("The cluster.", "Cluster", None) }),
+            problems: &[],
+        },
+        Operation {
+            method: "get",
+            path: "/v1/cluster/nodes",
+            id: "listNodes",
+            tag: "Cluster",
+            summary: "List the nodes",
+            description: "By id, and what each holds.",
+            parameters: &["limit", "place"],
+            body: None,
+            answers: || json!({ "200": json_of("A page.", "NodePage", None) }),
+            problems: &[],
+        },
+        Operation {
+            method: "get",
+            path: "/v1/cluster/partitions",
+            id: "listPartitions",
+            tag: "Cluster",
+            summary: "List the partitions",
+            description: "Who holds each partition of each group.",
+            parameters: &["limit", "place"],
+            body: None,
+            answers: || json!({ "200": json_of("A page.", "PartitionPage", None) }),
+            problems: &[],
+        },
+        Operation {
+            method: "get",
             path: "/livez",
             id: "live",
             tag: "Node",
@@ -466,6 +503,15 @@ fn document() -> Value {
         .schema_from::<batch::Results>()
         .schema_from::<scan::Found>()
         .schema_from::<scan::Page>()
+        .schema_from::<cluster::Event>()
+        .schema_from::<cluster::Group>()
+        .schema_from::<cluster::Member>()
+        .schema_from::<cluster::NodePage>()
+        .schema_from::<cluster::Overview>()
+        .schema_from::<cluster::Partition>()
+        .schema_from::<cluster::PartitionPage>()
+        .schema_from::<cluster::Transfer>()
+        .schema_from::<cluster::Warning>()
         .schema_from::<caches::CacheFigures>()
         .schema_from::<caches::Info>()
         .schema_from::<caches::Settings>()
@@ -494,6 +540,7 @@ fn document() -> Value {
         "tags": [
             { "name": "Items", "description": "Keys and values." },
             { "name": "Caches", "description": "Where items live, and by which rules." },
+            { "name": "Cluster", "description": "All nodes together." },
             { "name": "Node", "description": "The node that answers." },
         ],
         "security": [{}, { "basic": [] }],
@@ -768,6 +815,16 @@ fn parameters() -> Value {
             "values",
             "With the values, as far as there is room on the page.",
             json!({ "type": "boolean", "default": false }),
+        ),
+        "scope": query(
+            "scope",
+            "`node`: only what the node that is asked answers for.",
+            json!({ "type": "string", "pattern": "^(cluster|node)$", "default": "cluster" }),
+        ),
+        "place": query(
+            "cursor",
+            "Where the page before ended.",
+            json!({ "type": "integer", "minimum": 0, "maximum": u64::MAX }),
         ),
         "verbose": query("verbose", "Say what was checked.", json!({ "type": "string" })),
         "ifMatchMany": header(

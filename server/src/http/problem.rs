@@ -32,6 +32,11 @@ macro_rules! kinds {
             /// All kinds.
             pub(super) const ALL: &'static [Self] = &[$(Self::$name,)+];
 
+            /// The kind that a document's `type` names.
+            pub(super) fn of_type(text: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|kind| type_of(*kind) == text)
+            }
+
             /// The last part of the kind's `type`.
             pub(super) const fn slug(self) -> &'static str {
                 match self { $(Self::$name => $slug,)+ }
