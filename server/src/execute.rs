@@ -210,7 +210,7 @@ fn execute_other(cache: &Cache, command: &Command<'_>, hash: u64, now_ms: u64) -
 
 fn expiry(cache: &Cache, ttl: Ttl, now_ms: u64) -> Expiry {
     match ttl {
-        Ttl::Default => match cache.settings.default_ttl_ms {
+        Ttl::Default => match cache.live.default_ttl_ms() {
             Some(ms) => Expiry::At(now_ms.saturating_add(ms)),
             None => Expiry::Never,
         },

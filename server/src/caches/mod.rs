@@ -13,6 +13,7 @@
 //! stores; slot 0 is `default`.
 
 mod largest;
+mod live;
 mod settings;
 mod tracking;
 
@@ -32,7 +33,7 @@ use arc_swap::{ArcSwap, Guard};
 use kiln_engine::{MEMORY_MIN, Stats, Store, StoreConfig, StoreError, Upkeep, policy::PolicyKind};
 use parking_lot::Mutex;
 
-use self::largest::Largest;
+use self::{largest::Largest, live::Live};
 
 pub(crate) use settings::{CacheSettings, Mode, Read, SettingsError};
 pub(crate) use tracking::{TrackError, Tracker, Trackers};
@@ -75,6 +76,8 @@ pub(crate) struct Cache {
     pub(crate) trackers: Arc<Trackers>,
     /// How it was made. The memory here is what was asked for; see also [`Caches::settle`].
     pub(crate) settings: CacheSettings,
+    /// What of that may have changed since.
+    pub(crate) live: Live,
     /// The largest items met so far.
     pub(crate) largest: Mutex<Largest>,
     /// When all items will be gone by a delayed flush, in milliseconds; `u64::MAX` for never.
@@ -93,7 +96,7 @@ pub(crate) struct ClusterCache {
     /// Which of them this node may read by itself.
     pub(crate) rights: Arc<GroupRights>,
     /// A lease is enough for that.
-    pub(crate) leased: bool,
+    pub(crate) leased: Arc<AtomicBool>,
 }
 
 impl Cache {
@@ -115,7 +118,7 @@ impl Cache {
     #[inline]
     pub(crate) fn is_direct_alone(&self) -> bool {
         self.settings.mode == Mode::Strong
-            && self.settings.min_in_sync <= 1
+            && self.live.needs_no_others()
             && self.cluster.get().is_none_or(|known| known.rights.is_whole())
     }
 
@@ -143,6 +146,11 @@ impl Cache {
         }
     }
 
+    /// Its settings now.
+    pub(crate) fn settings_now(&self) -> CacheSettings {
+        self.live.over(&self.settings)
+    }
+
     /// Bytes that the store holds: within its ceiling, unless that fell just now.
     fn held(&self) -> usize {
         held(&self.store)
@@ -158,7 +166,7 @@ impl ClusterCache {
     /// The right to read a key of this hash without asking anyone, if this node has it.
     #[inline]
     pub(crate) fn ticket(&self, hash: u64, now: Mono) -> Option<Ticket<'_>> {
-        self.rights.ticket(hash, self.leased, now)
+        self.rights.ticket(hash, self.leased.load(Relaxed), now)
     }
 
     /// Where a key of this hash lies.
@@ -225,6 +233,12 @@ pub(crate) enum CacheError {
     NoSuchCache,
     #[error("the cache `default` is always there")]
     Default,
+    #[error("the cache `default` has the memory that no other cache was given")]
+    DefaultMemory,
+    #[error("a cache can grow to {limit} bytes, {MEMORY_GROWTH_MAX} times what it was made with")]
+    Growth { limit: usize },
+    #[error("the cache evicts nothing and holds {held} bytes; free some first")]
+    Full { held: usize },
     #[error("a node has at most {CACHES_MAX} caches")]
     TooMany,
     #[error("a cache needs at least {} bytes of memory", MEMORY_MIN)]
@@ -330,7 +344,7 @@ impl Caches {
         let mut ledger = self.ledger.lock();
         let table = self.table.load_full();
         if let Some((_, cache)) = table.by_name(&settings.name) {
-            return if cache.settings.serves_as(&settings) {
+            return if cache.settings_now().serves_as(&settings) {
                 Ok((Arc::clone(cache), false))
             } else {
                 Err(CacheError::Exists(settings.name))
@@ -439,6 +453,106 @@ impl Caches {
         }
         self.unsettled.store(true, Release);
         tracing::info!(cache = name, "cache dropped");
+        Ok(())
+    }
+
+    /// Gives a cache other settings: those that can change are taken from `to`. All or nothing.
+    pub(crate) fn change(
+        &self,
+        to: &CacheSettings,
+        now_ms: u64,
+    ) -> Result<Arc<Cache>, CacheError> {
+        let mut ledger = self.ledger.lock();
+        let table = self.table.load_full();
+        let Some((key, cache)) = table.by_name(&to.name) else {
+            return Err(CacheError::NoSuchCache);
+        };
+        self.resize(&mut ledger, key.slot as usize, cache, to.memory, now_ms)?;
+        cache.live.set(to);
+        tracing::info!(cache = %to.name, "cache changed");
+        Ok(Arc::clone(cache))
+    }
+
+    /// Whether a cache could have another ceiling on this node now. True when it has it already.
+    pub(crate) fn check_memory(&self, name: &str, memory: usize) -> Result<bool, CacheError> {
+        let ledger = self.ledger.lock();
+        let table = self.table.load_full();
+        let (key, cache) = table.by_name(name).ok_or(CacheError::NoSuchCache)?;
+        self.check_resize(&ledger, key.slot as usize, cache, memory)?;
+        Ok(memory == cache.live.memory())
+    }
+
+    /// Gives a cache another ceiling. What it has more, `default` has less.
+    fn resize(
+        &self,
+        ledger: &mut Ledger,
+        slot: usize,
+        cache: &Cache,
+        memory: usize,
+        now_ms: u64,
+    ) -> Result<(), CacheError> {
+        self.check_resize(ledger, slot, cache, memory)?;
+        if memory == cache.live.memory() {
+            return Ok(());
+        }
+        let left = ledger.wanted[0] + ledger.wanted[slot] - memory;
+        let more = memory.saturating_sub(ledger.wanted[slot]);
+        let before = self.default.store.memory();
+        self.default.store.set_memory(before.min(left));
+        // Where nothing is evicted, no write may be refused because the room is on its way.
+        if !self.make_room(ledger, &self.table.load_full(), more, now_ms)
+            && cache.store.policy() == PolicyKind::None
+        {
+            self.default.store.set_memory(before);
+            return Err(CacheError::Busy);
+        }
+        ledger.wanted[0] = left;
+        ledger.wanted[slot] = memory;
+        cache.live.set_memory(memory);
+        self.raise(ledger);
+        Ok(())
+    }
+
+    fn check_resize(
+        &self,
+        ledger: &Ledger,
+        slot: usize,
+        cache: &Cache,
+        memory: usize,
+    ) -> Result<(), CacheError> {
+        if memory == cache.live.memory() {
+            return Ok(());
+        }
+        if slot == 0 {
+            return Err(CacheError::DefaultMemory);
+        }
+        if memory < MEMORY_MIN {
+            return Err(CacheError::TooLittle);
+        }
+        let value = cache.settings.value_len_max;
+        if value > memory / 2 {
+            return Err(CacheError::ValueTooLarge { value, memory });
+        }
+        let limit = cache.settings.memory.saturating_mul(MEMORY_GROWTH_MAX);
+        if memory > limit {
+            return Err(CacheError::Growth { limit });
+        }
+        let before = ledger.wanted[slot];
+        let held = cache.held();
+        if memory < before && cache.store.policy() == PolicyKind::None && held > memory {
+            return Err(CacheError::Full { held });
+        }
+        let keeps = MEMORY_MIN.max(2 * self.default.store.value_len_max());
+        let spare = ledger.wanted[0].saturating_sub(keeps);
+        let more = memory.saturating_sub(before);
+        if more > spare {
+            return Err(CacheError::NoMemory { wanted: more, spare });
+        }
+        let held = self.default.held();
+        let is_tight = held > (ledger.wanted[0] + before).saturating_sub(memory);
+        if more > 0 && self.default.store.policy() == PolicyKind::None && is_tight {
+            return Err(CacheError::DefaultFull { held });
+        }
         Ok(())
     }
 
@@ -613,6 +727,7 @@ impl Cache {
             id,
             store,
             trackers: Arc::new(Trackers::new(id)),
+            live: Live::new(&settings),
             settings,
             largest: Mutex::default(),
             flush_at_ms: AtomicU64::new(u64::MAX),

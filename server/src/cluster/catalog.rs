@@ -42,7 +42,7 @@ impl EngineCache for StoreHandle {
 /// Which caches of the table are there.
 #[derive(Default)]
 pub(super) struct Catalog {
-    made: BTreeMap<CacheId, String>,
+    made: BTreeMap<CacheId, (String, CacheSpec)>,
     /// Groups that were met; the table never forgets one either.
     groups: BTreeSet<GroupKey>,
 }
@@ -60,7 +60,7 @@ impl Catalog {
         let mut said = Vec::new();
         store.set_partitions(topology.partitions);
         // The core forgets the items of dropped caches when it sees the table.
-        self.made.retain(|id, name| {
+        self.made.retain(|id, (name, _)| {
             let stays = topology.cache(*id).is_some();
             if !stays && let Err(error) = node.caches.drop_cache(name, now_ms) {
                 said.push(format!("cannot drop the cache `{name}` here: {error}"));
@@ -78,7 +78,11 @@ impl Catalog {
             }
         }
         for (name, spec) in &topology.caches {
-            if self.made.contains_key(&spec.id) {
+            if let Some((_, known)) = self.made.get_mut(&spec.id) {
+                if known != spec {
+                    said.extend(change(node, name, spec, known.memory));
+                    known.clone_from(spec);
+                }
                 continue;
             }
             let cache = match self.make(node, name, spec, now_ms) {
@@ -93,10 +97,14 @@ impl Catalog {
             };
             let group = spec.group();
             let rights = cluster.rights.of(group, topology.partitions);
-            let leased = spec.read == ReadMode::Lease;
+            let leased = cache.live.leased();
             cache.join_cluster(ClusterCache { id: spec.id, group, rights, leased });
+            if name == DEFAULT {
+                // It was made before the table was known, which may say otherwise by now.
+                said.extend(change(node, name, spec, spec.memory));
+            }
             store.add_cache(spec.id, group, StoreHandle(cache));
-            self.made.insert(spec.id, name.clone());
+            self.made.insert(spec.id, (name.clone(), spec.clone()));
         }
         said
     }
@@ -127,6 +135,25 @@ impl Catalog {
             }
         }
     }
+}
+
+/// Gives a cache the settings of the table, as far as this node can. Memory only when the table's
+/// changed: a node that could give less than was asked for is not asked again each time.
+fn change(node: &Node, name: &str, spec: &CacheSpec, memory_before: u64) -> Option<String> {
+    let now_ms = node.clock.now_ms();
+    let cache = {
+        let table = node.caches.load();
+        Arc::clone(table.by_name(name)?.1)
+    };
+    let has = cache.settings_now().memory;
+    let wish = CacheSettings::of_table(name, spec, node.value_len_max());
+    let memory = if spec.memory == memory_before || spec.memory == 0 { has } else { wish.memory };
+    let error = node.caches.change(&CacheSettings { memory, ..wish.clone() }, now_ms).err()?;
+    let keeps = CacheSettings { memory: has, ..wish };
+    if let Err(error) = node.caches.change(&keeps, now_ms) {
+        return Some(format!("cannot change the cache `{name}` here: {error}"));
+    }
+    Some(format!("the cache `{name}` keeps its {has} bytes on this node: {error}"))
 }
 
 /// A cache of this node's settings, as the table describes it.

@@ -21,6 +21,7 @@ use super::{
     etag::{self, Condition},
     gateway::Gateway,
     items::{self, Target, refusal},
+    once::{self, Begun},
     problem::{Kind, Problem},
     query::Query,
     replays::{First, Kept, REPLAYED, key_of},
@@ -63,6 +64,7 @@ async fn arithmetic(
     let delta = query.number("by", u64::MAX)?.unwrap_or(1);
     let initial = query.number("initial", u64::MAX)?;
     let ttl = query.ttl("ttl")?;
+    key_of(&parts.headers)?;
     let command = Command::Arithmetic(Arithmetic {
         key: &target.key,
         direction,
@@ -84,13 +86,14 @@ pub(super) async fn append(
     let (parts, body) = request.into_parts();
     let query = Query::parse(parts.uri.query(), &["create", "ttl"])?;
     let target = Target::of(&gateway.node, &parts.uri)?;
-    let compare = compare(&parts.headers)?;
     let ttl = query.ttl("ttl")?;
     let create = query.switch("create")?;
+    key_of(&parts.headers)?;
+    let compare = compare(&parts.headers)?;
     if ttl.is_some() && !create {
         let detail =
             "an item that is appended to keeps its end: `ttl` goes with `create=true` only";
-        return Err(Problem::bad_request(detail));
+        return Err(Problem::new(Kind::Unfit, detail));
     }
     let len_max = target.cache.store.value_len_max();
     let upload = upload::receive(&gateway.node, body, len_max, "").await?;
@@ -183,23 +186,42 @@ async fn once(
     };
     let fingerprint = fingerprint(method, uri, headers, body);
     let first = gateway.replays.begin(target.cache.id, key, fingerprint, node.clock.now_ms())?;
+    let again = |kept: Kept| {
+        let mut response = kept.into_response();
+        response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
+        response
+    };
     let first = match first {
         First::Try(first) => first,
-        First::Again(kept) => {
-            let mut response = kept.into_response();
-            response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
-            return Ok(response);
+        First::Again(kept) => return Ok(again(*kept)),
+    };
+    let noted = match once::begin(node, &target.cache, key, fingerprint).await {
+        Ok(Some(Begun::First(noted))) => Some(noted),
+        Ok(Some(Begun::Again(kept))) => {
+            first.answered(kept.clone());
+            return Ok(again(kept));
+        }
+        Ok(None) => None,
+        Err(problem) => {
+            first.forget();
+            return Err(problem);
         }
     };
     let outcome = carry_out(gateway, target, command).await;
     match answer(&outcome, headers) {
         Ok(kept) => {
+            if let Some(noted) = noted {
+                noted.answered(&kept).await;
+            }
             first.answered(kept.clone());
             Ok(kept.into_response())
         }
         Err(problem) => {
             // Dropped without a word, the outcome counts as unknown.
             if outcome != Outcome::Indeterminate {
+                if let Some(noted) = noted {
+                    noted.forget().await;
+                }
                 first.forget();
             }
             Err(problem)

@@ -14,7 +14,7 @@ use axum::{
 };
 use kiln_cluster::{
     node::{Refusal, Reply},
-    topology::{Topology, TopologyCommand},
+    topology::{self, OnLoss, Topology, TopologyCommand},
 };
 use kiln_protocol::native::{ErrorCode, admin::CacheSpec};
 use serde::{Deserialize, Serialize};
@@ -24,7 +24,7 @@ use super::{
     gateway::Gateway,
     items::{cache_name, cache_of, no_such_cache},
     object::{Object, whole},
-    problem::{Kind, Problem},
+    problem::{FieldError, Kind, Problem},
     query::Query,
     upload,
 };
@@ -66,6 +66,10 @@ pub(super) struct Settings {
     #[schema(minimum = 0, example = 8_388_608)]
     #[serde(deserialize_with = "whole")]
     memory: Option<u64>,
+    /// What happens when every copy of a partition is gone: the cache goes on without it, or
+    /// refuses its keys until an operator has seen it.
+    #[schema(pattern = "^(reset|block)$", example = "reset")]
+    on_loss: Option<String>,
     /// Milliseconds that items live when a write names no end; 0 is for ever.
     #[schema(minimum = 0, example = 60_000)]
     #[serde(deserialize_with = "whole")]
@@ -98,6 +102,8 @@ pub(super) struct Info {
     /// Memory ceiling on this node now, in bytes.
     #[schema(minimum = 0)]
     memory: u64,
+    /// What happens when every copy of a partition is gone: `reset` or `block`.
+    on_loss: &'static str,
     /// Milliseconds that items live when a write names no end; 0 is for ever.
     #[schema(minimum = 0)]
     default_ttl_ms: u64,
@@ -152,7 +158,7 @@ pub(super) async fn list(
 ) -> Result<Response, Problem> {
     Query::parse(request.uri().query(), &[])?;
     let table = gateway.node.caches.load();
-    Ok(fresh(Json(List { caches: table.iter().map(|cache| info(cache)).collect() })))
+    Ok(fresh(Json(List { caches: table.iter().map(|cache| info(&gateway.node, cache)).collect() })))
 }
 
 /// `GET /v1/caches/{cache}`.
@@ -162,7 +168,7 @@ pub(super) async fn show(
 ) -> Result<Response, Problem> {
     Query::parse(request.uri().query(), &[])?;
     let cache = cache_of(&gateway.node, last_segment(request.uri().path()))?;
-    Ok(fresh(Json(info(&cache))))
+    Ok(fresh(Json(info(&gateway.node, &cache))))
 }
 
 /// `PUT /v1/caches/{cache}`.
@@ -172,11 +178,13 @@ pub(super) async fn create(
 ) -> Result<Response, Problem> {
     let (name, wish) = wish(&gateway.node, request).await?;
     let node = &gateway.node;
+    let on_loss = wish.on_loss()?.unwrap_or(OnLoss::Reset);
+    check_on_loss(node, on_loss)?;
     let spec = wish.over(CacheSpec { name, ..CacheSpec::default() });
     let settings = CacheSettings::from_spec(&spec, node.value_len_max()).map_err(unfit)?;
-    let (cache, is_new) = make(node, settings).await?;
+    let (cache, is_new) = make(node, settings, on_loss).await?;
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
-    Ok((status, fresh(Json(info(&cache)))).into_response())
+    Ok((status, fresh(Json(info(node, &cache)))).into_response())
 }
 
 /// `PATCH /v1/caches/{cache}`.
@@ -191,15 +199,88 @@ pub(super) async fn change(
         let found = table.by_name(&name).map(|(_, cache)| Arc::clone(cache));
         found.ok_or_else(no_such_cache)?
     };
-    let settings =
-        CacheSettings::from_spec(&wish.over(cache.settings.spec()), node.value_len_max())
-            .map_err(unfit)?;
-    if !cache.settings.serves_as(&settings) {
-        let detail = "the settings of a cache stay as they were when it was made; drop it and make \
-                      it anew";
-        return Err(Problem::new(Kind::Conflict, detail));
+    let before = settings_of(node, &cache);
+    let mut wish = wish;
+    // As it is shown, which for `default` is what is left to it at the moment.
+    wish.memory = wish.memory.filter(|&memory| memory != memory_of(&cache));
+    let loses = on_loss_of(node, &name);
+    let on_loss = wish.on_loss()?.unwrap_or(loses);
+    check_on_loss(node, on_loss)?;
+    let wanted = CacheSettings::from_spec(&wish.over(before.spec()), node.value_len_max());
+    let wanted = wanted.map_err(unfit)?;
+    check_change(&before, &wanted)?;
+    if wanted != before || on_loss != loses {
+        bring_about(node, wanted, on_loss).await?;
     }
-    Ok(fresh(Json(info(&cache))))
+    Ok(fresh(Json(info(node, &cache))))
+}
+
+/// Refuses a change of what a cache keeps for its life, field by field.
+fn check_change(before: &CacheSettings, wanted: &CacheSettings) -> Result<(), Problem> {
+    const PLACE: &str = "says where the items lie";
+    const STORE: &str = "says how the memory is organised";
+    let mut fixed = Vec::new();
+    let mut check = |same: bool, field, why| {
+        if !same {
+            fixed.push(FieldError::new(field, format!("cannot be changed: it {why}")));
+        }
+    };
+    check(before.mode == wanted.mode, "mode", PLACE);
+    check(before.copies == wanted.copies, "copies", PLACE);
+    check(before.eviction == wanted.eviction, "eviction", STORE);
+    check(before.value_len_max == wanted.value_len_max, "max_item_size", STORE);
+    if wanted.memory != before.memory {
+        if before.name.as_ref() == DEFAULT {
+            let why = "cannot be changed: `default` has what no other cache was given";
+            fixed.push(FieldError::new("memory", why));
+        } else if wanted.memory == 0 {
+            fixed.push(FieldError::new("memory", "must be named, in bytes, to be changed"));
+        }
+    }
+    if fixed.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<&str> = fixed.iter().map(FieldError::field).collect();
+    let detail = format!(
+        "nothing was changed, because of {}; drop the cache and make it anew for other settings",
+        names.join(", ")
+    );
+    Err(Problem::new(Kind::Conflict, detail).errors(fixed))
+}
+
+/// Gives a cache other settings, on all nodes.
+async fn bring_about(node: &Node, wanted: CacheSettings, on_loss: OnLoss) -> Result<(), Problem> {
+    let Some(cluster) = node.cluster.get() else {
+        node.caches.change(&wanted, node.clock.now_ms()).map_err(refused)?;
+        node.topology_changed();
+        return Ok(());
+    };
+    let name = wanted.name.to_string();
+    // What this node cannot give, it does not ask of others.
+    let is_same = node.caches.check_memory(&name, wanted.memory).map_err(refused)?;
+    let known = cluster.topology().caches.get(&name).map_or(0, |spec| spec.memory);
+    let spec = spec_of(&wanted);
+    let settings = topology::CacheSettings {
+        min_in_sync: spec.min_in_sync,
+        read: spec.read,
+        acks: spec.acks,
+        eviction: spec.eviction,
+        on_loss,
+        value_len_max: spec.value_len_max,
+        default_ttl_ms: spec.default_ttl_ms,
+        policy: spec.policy,
+        memory: if is_same { known } else { spec.memory },
+    };
+    let shown = settings.clone();
+    let command = TopologyCommand::ChangeCache { name: name.clone(), settings };
+    let shows = move |topology: &Topology| {
+        let spec = topology.caches.get(&name);
+        spec.is_none_or(|spec| {
+            (spec.min_in_sync, spec.read, spec.on_loss, spec.default_ttl_ms, spec.memory)
+                == (shown.min_in_sync, shown.read, shown.on_loss, shown.default_ttl_ms, shown.memory)
+        })
+    };
+    cluster.decide(command, shows).await.map_err(undecided)
 }
 
 /// `DELETE /v1/caches/{cache}`.
@@ -266,7 +347,11 @@ pub(super) async fn flush(
 }
 
 /// Makes a cache, or finds it. True when it is new.
-async fn make(node: &Node, settings: CacheSettings) -> Result<(Arc<Cache>, bool), Problem> {
+async fn make(
+    node: &Node,
+    settings: CacheSettings,
+    on_loss: OnLoss,
+) -> Result<(Arc<Cache>, bool), Problem> {
     node.check_copies(&settings).map_err(|error| Problem::new(Kind::Unfit, error.to_string()))?;
     let Some(cluster) = node.cluster.get() else {
         let made = node.caches.create(settings, node.clock.now_ms()).map_err(refused)?;
@@ -277,13 +362,15 @@ async fn make(node: &Node, settings: CacheSettings) -> Result<(Arc<Cache>, bool)
     };
     let name = settings.name.to_string();
     if let Some((_, cache)) = node.caches.load().by_name(&name) {
-        return if cache.settings.serves_as(&settings) {
+        let here = settings_of(node, cache);
+        return if here.serves_as(&settings) && on_loss_of(node, &name) == on_loss {
             Ok((Arc::clone(cache), false))
         } else {
             Err(refused(CacheError::Exists(settings.name)))
         };
     }
-    let command = cluster.make_cache(name.clone(), spec_of(&settings));
+    let spec = topology::CacheSpec { on_loss, ..spec_of(&settings) };
+    let command = cluster.make_cache(name.clone(), spec);
     let wanted = name.clone();
     let made = move |topology: &Topology| topology.caches.contains_key(&wanted);
     cluster.decide(command, made).await.map_err(undecided)?;
@@ -337,6 +424,14 @@ async fn wish(node: &Node, request: Request) -> Result<(String, Settings), Probl
 }
 
 impl Settings {
+    fn on_loss(&self) -> Result<Option<OnLoss>, Problem> {
+        self.on_loss.as_deref().map_or(Ok(None), |word| match word {
+            "reset" => Ok(Some(OnLoss::Reset)),
+            "block" => Ok(Some(OnLoss::Block)),
+            _ => Err(Problem::bad_request("on_loss must be reset or block")),
+        })
+    }
+
     /// What is named here, and the rest from `base`.
     fn over(self, base: CacheSpec) -> CacheSpec {
         CacheSpec {
@@ -353,9 +448,51 @@ impl Settings {
     }
 }
 
-fn info(cache: &Cache) -> Info {
+/// The settings of a cache: of the table, where there is one; the memory is that of this node.
+fn settings_of(node: &Node, cache: &Cache) -> CacheSettings {
+    let here = cache.settings_now();
+    let topology = node.cluster.get().map(|cluster| cluster.topology());
+    let spec = topology.as_ref().and_then(|topology| topology.caches.get(&*here.name));
+    spec.map_or_else(
+        || here.clone(),
+        |spec| CacheSettings {
+            memory: here.memory,
+            value_len_max: here.value_len_max,
+            eviction: here.eviction,
+            ..CacheSettings::of_table(&here.name, spec, node.value_len_max())
+        },
+    )
+}
+
+/// The ceiling of a cache: what was asked for, or for `default` what is left to it.
+fn memory_of(cache: &Cache) -> u64 {
+    let is_default = cache.settings.name.as_ref() == DEFAULT;
+    let memory = if is_default { cache.store.memory() } else { cache.settings_now().memory };
+    memory as u64
+}
+
+/// What happens to a cache when every copy of a partition is gone.
+fn on_loss_of(node: &Node, name: &str) -> OnLoss {
+    let topology = node.cluster.get().map(|cluster| cluster.topology());
+    let spec = topology.as_ref().and_then(|topology| topology.caches.get(name));
+    spec.map_or(OnLoss::Reset, |spec| spec.on_loss)
+}
+
+fn check_on_loss(node: &Node, on_loss: OnLoss) -> Result<(), Problem> {
+    if on_loss == OnLoss::Block && node.cluster.get().is_none() {
+        let detail = "this node takes no other nodes (listen_peer is off): on_loss must be reset";
+        return Err(Problem::new(Kind::Unfit, detail));
+    }
+    Ok(())
+}
+
+fn info(node: &Node, cache: &Cache) -> Info {
     let stats = cache.store.stats();
-    let spec = cache.settings.spec();
+    let spec = settings_of(node, cache).spec();
+    let on_loss = match on_loss_of(node, &spec.name) {
+        OnLoss::Reset => "reset",
+        OnLoss::Block => "block",
+    };
     Info {
         name: spec.name,
         mode: spec.mode,
@@ -363,7 +500,8 @@ fn info(cache: &Cache) -> Info {
         min_in_sync: spec.min_in_sync,
         read: spec.read,
         eviction: spec.eviction,
-        memory: cache.store.memory() as u64,
+        memory: memory_of(cache),
+        on_loss,
         default_ttl_ms: spec.default_ttl_ms,
         max_item_size: spec.max_item_size,
         figures: CacheFigures {
@@ -393,11 +531,14 @@ fn refused(error: CacheError) -> Problem {
     let kind = match &error {
         CacheError::Exists(_) => Kind::Conflict,
         CacheError::NoSuchCache => return no_such_cache(),
-        CacheError::Default => Kind::Forbidden,
-        CacheError::TooMany | CacheError::NoMemory { .. } | CacheError::DefaultFull { .. } => {
-            Kind::NoRoom
+        CacheError::Default | CacheError::DefaultMemory => Kind::Forbidden,
+        CacheError::TooMany
+        | CacheError::NoMemory { .. }
+        | CacheError::DefaultFull { .. }
+        | CacheError::Full { .. } => Kind::NoRoom,
+        CacheError::TooLittle | CacheError::ValueTooLarge { .. } | CacheError::Growth { .. } => {
+            Kind::Unfit
         }
-        CacheError::TooLittle | CacheError::ValueTooLarge { .. } => Kind::Unfit,
         CacheError::Busy => Kind::Unavailable,
         CacheError::Store(_) => Kind::Internal,
     };
@@ -406,7 +547,7 @@ fn refused(error: CacheError) -> Problem {
 }
 
 /// An answer that is true now only.
-fn fresh(answer: impl IntoResponse) -> Response {
+pub(super) fn fresh(answer: impl IntoResponse) -> Response {
     ([(header::CACHE_CONTROL, "no-store")], answer).into_response()
 }
 

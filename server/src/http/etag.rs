@@ -32,6 +32,8 @@ pub(super) enum Condition {
     OneOf(Vec<u64>),
     /// `If-None-Match` with these versions.
     NoneOf(Vec<u64>),
+    /// `If-Match` and `If-None-Match`, in this order.
+    Both(Box<[Self; 2]>),
 }
 
 impl Condition {
@@ -42,23 +44,36 @@ impl Condition {
             (Self::Absent, version) => version.is_none(),
             (Self::OneOf(versions), version) => version.is_some_and(|v| versions.contains(&v)),
             (Self::NoneOf(versions), version) => !version.is_some_and(|v| versions.contains(&v)),
+            (Self::Both(both), version) => both.iter().all(|one| one.holds(version)),
         }
     }
 
-    /// The condition of a request. Both headers at once have no use here and are refused.
+    /// Whether a reader who is refused has the item of this version already.
+    pub(super) fn is_known(&self, version: u64) -> bool {
+        match self {
+            Self::Absent | Self::NoneOf(_) => !self.holds(Some(version)),
+            Self::Exists | Self::OneOf(_) => false,
+            // What must match is looked at first.
+            Self::Both(both) => both[0].holds(Some(version)) && both[1].is_known(version),
+        }
+    }
+
+    /// The condition of a request.
     pub(super) fn of(headers: &HeaderMap) -> Result<Option<Self>, Problem> {
         let wanted = list(headers, header::IF_MATCH, false)?;
         let unwanted = list(headers, header::IF_NONE_MATCH, true)?;
-        match (wanted, unwanted) {
-            (None, None) => Ok(None),
-            (Some(Tags::Any), None) => Ok(Some(Self::Exists)),
-            (Some(Tags::These(versions)), None) => Ok(Some(Self::OneOf(versions))),
-            (None, Some(Tags::Any)) => Ok(Some(Self::Absent)),
-            (None, Some(Tags::These(versions))) => Ok(Some(Self::NoneOf(versions))),
-            (Some(_), Some(_)) => {
-                Err(Problem::bad_request("If-Match and If-None-Match cannot be used together"))
-            }
-        }
+        let wanted = wanted.map(|tags| match tags {
+            Tags::Any => Self::Exists,
+            Tags::These(versions) => Self::OneOf(versions),
+        });
+        let unwanted = unwanted.map(|tags| match tags {
+            Tags::Any => Self::Absent,
+            Tags::These(versions) => Self::NoneOf(versions),
+        });
+        Ok(match (wanted, unwanted) {
+            (Some(wanted), Some(unwanted)) => Some(Self::Both(Box::new([wanted, unwanted]))),
+            (wanted, unwanted) => wanted.or(unwanted),
+        })
     }
 
     /// The single version that a request may compare, for operations that can do no more.
@@ -163,6 +178,18 @@ mod tests {
         assert_eq!(wanted(&[""]), Some(Condition::OneOf(vec![])));
         let unwanted = condition(header::IF_NONE_MATCH, &["W/\"7\",\"x\""]).unwrap();
         assert_eq!(unwanted, Some(Condition::NoneOf(vec![7])));
+    }
+
+    #[test]
+    fn of_two_conditions_both_must_hold_and_what_must_match_is_looked_at_first() {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::IF_MATCH, HeaderValue::from_static("\"7\", \"8\""));
+        headers.insert(header::IF_NONE_MATCH, HeaderValue::from_static("\"8\""));
+        let both = Condition::of(&headers).unwrap().unwrap();
+        assert!(both.holds(Some(7)));
+        assert!(!both.holds(Some(8)) && both.is_known(8));
+        assert!(!both.holds(Some(9)) && !both.is_known(9));
+        assert!(!both.holds(None) && both.single().is_err());
     }
 
     #[test]

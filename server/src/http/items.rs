@@ -195,9 +195,9 @@ pub(super) async fn respond(
     if let Some(condition) = condition
         && !condition.holds(Some(item.version))
     {
-        return match condition {
-            Condition::Absent | Condition::NoneOf(_) => Ok(not_modified(&item)),
-            Condition::Exists | Condition::OneOf(_) => Err(etag::failed()),
+        return match condition.is_known(item.version) {
+            true => Ok(not_modified(&item)),
+            false => Err(etag::failed()),
         };
     }
     let (content_type, start) = content(&item, &value);
@@ -301,7 +301,9 @@ pub(super) async fn write(
         None => is_there(node, &target.cache, &target.key).await,
         Some(Condition::Absent) => false,
         Some(Condition::Exists | Condition::OneOf(_)) => true,
-        Some(Condition::NoneOf(_)) => is_there(node, &target.cache, &target.key).await,
+        Some(Condition::NoneOf(_) | Condition::Both(_)) => {
+            is_there(node, &target.cache, &target.key).await
+        }
     };
     let outcome = store_if(node, &target, store, condition.as_ref()).await?;
     let Outcome::Stored(item) = outcome else { return Err(refusal(&outcome)) };

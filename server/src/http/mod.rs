@@ -10,6 +10,8 @@
 //!   batch        many items at once
 //!   scan         going through a cache
 //!   caches       caches: make, look at, change, drop
+//!   cluster      the cluster: nodes, partitions, what an operator should know
+//!   across       a walk through the items of several nodes
 //!   problem      errors
 //!   openapi docs what this interface is, for programs and for people
 //! ```
@@ -19,9 +21,11 @@
 //! such a client: the number of connections, the size of a head and of a body, the time to send
 //! either, the time to take an answer, and the node's budgets for what is on its way.
 
+mod across;
 mod actions;
 mod batch;
 mod caches;
+mod cluster;
 mod dashboard;
 mod docs;
 mod etag;
@@ -33,6 +37,7 @@ mod links;
 mod media;
 mod metrics;
 mod object;
+mod once;
 mod openapi;
 mod percent;
 mod problem;
@@ -184,6 +189,9 @@ fn router(gateway: &Arc<Gateway>) -> Router {
         )
         .route("/v1/caches/{cache}/keys", get(scan::run).delete(caches::flush))
         .route("/v1/caches/{cache}/batch", post(batch::run))
+        .route("/v1/cluster", get(cluster::show))
+        .route("/v1/cluster/nodes", get(cluster::nodes))
+        .route("/v1/cluster/partitions", get(cluster::partitions))
         .merge(dashboard::routes(&gateway.node).with_state(Arc::clone(&gateway.node)))
         .fallback(problem::not_found)
         .method_not_allowed_fallback(problem::method_not_allowed)

@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use utoipa::openapi::ComponentsBuilder;
 
 use super::{
-    actions, batch, caches,
+    actions, batch, caches, cluster,
     problem::{self, Document, Kind, MEDIA_TYPE, Problem},
     query::TTL_PATTERN,
     replays, scan,
@@ -187,6 +187,7 @@ fn operations() -> Vec<Operation> {
                 Kind::Lost,
                 Kind::ConditionFailed,
                 Kind::TooLarge,
+                Kind::Unfit,
                 Kind::KeyReused,
                 Kind::NoRoom,
             ],
@@ -271,8 +272,9 @@ fn operations() -> Vec<Operation> {
             summary: "Go through a cache",
             description: "A page of items, and a cursor to go on from. What is there from the first \
                           page to the last is told at least once, in no order. A page may be empty \
-                          although there are more.",
-            parameters: &["cache", "prefix", "cursor", "limit", "values"],
+                          although there are more. In a cluster the cursor leads from node to node; \
+                          while partitions move, an item may be told twice or not at all.",
+            parameters: &["cache", "prefix", "cursor", "limit", "values", "scope"],
             body: None,
             answers: || json!({ "200": json_of("A page.", "Page", None) }),
             problems: &[Kind::NoSuchCache, Kind::Conflict],
@@ -346,8 +348,9 @@ fn operations() -> Vec<Operation> {
             id: "changeCache",
             tag: "Caches",
             summary: "Change a cache",
-            description: "Settings that are not named stay. Those that a cache keeps for its life \
-                          cannot be changed: that is a conflict, and changes nothing.",
+            description: "Settings that are not named stay. `memory`, `default_ttl_ms`, `min_in_sync`, \
+                          `read` and `on_loss` can be changed; the others stay for the life of the cache: \
+                          that is a conflict, names each field in `errors`, and changes nothing.",
             parameters: &["cache"],
             body: Some(settings),
             answers: || json!({ "200": json_of("The cache as it is now.", "Cache", Some(cache_example())) }),
@@ -374,6 +377,42 @@ fn operations() -> Vec<Operation> {
             body: None,
             answers: || json!({ "204": empty("The cache is gone.", &[]) }),
             problems: &[Kind::NoSuchCache, Kind::Forbidden, Kind::Unsupported, Kind::Indeterminate],
+        },
+        Operation {
+            method: "get",
+            path: "/v1/cluster",
+            id: "showCluster",
+            tag: "Cluster",
+            summary: "Show the cluster",
+            description: "As the node that answers sees it: groups, transfers, warnings and events.",
+            parameters: &[],
+            body: None,
+            answers: || json!({ "200": json_of("The cluster.", "Cluster", None) }),
+            problems: &[],
+        },
+        Operation {
+            method: "get",
+            path: "/v1/cluster/nodes",
+            id: "listNodes",
+            tag: "Cluster",
+            summary: "List the nodes",
+            description: "By id, and what each holds.",
+            parameters: &["limit", "place"],
+            body: None,
+            answers: || json!({ "200": json_of("A page.", "NodePage", None) }),
+            problems: &[],
+        },
+        Operation {
+            method: "get",
+            path: "/v1/cluster/partitions",
+            id: "listPartitions",
+            tag: "Cluster",
+            summary: "List the partitions",
+            description: "Who holds each partition of each group.",
+            parameters: &["limit", "place"],
+            body: None,
+            answers: || json!({ "200": json_of("A page.", "PartitionPage", None) }),
+            problems: &[],
         },
         Operation {
             method: "get",
@@ -455,6 +494,7 @@ fn document() -> Value {
     }
     let components = ComponentsBuilder::new()
         .schema_from::<Document>()
+        .schema_from::<problem::FieldError>()
         .schema_from::<actions::Number>()
         .schema_from::<batch::Batch>()
         .schema_from::<batch::Op>()
@@ -463,6 +503,15 @@ fn document() -> Value {
         .schema_from::<batch::Results>()
         .schema_from::<scan::Found>()
         .schema_from::<scan::Page>()
+        .schema_from::<cluster::Event>()
+        .schema_from::<cluster::Group>()
+        .schema_from::<cluster::Member>()
+        .schema_from::<cluster::NodePage>()
+        .schema_from::<cluster::Overview>()
+        .schema_from::<cluster::Partition>()
+        .schema_from::<cluster::PartitionPage>()
+        .schema_from::<cluster::Transfer>()
+        .schema_from::<cluster::Warning>()
         .schema_from::<caches::CacheFigures>()
         .schema_from::<caches::Info>()
         .schema_from::<caches::Settings>()
@@ -491,6 +540,7 @@ fn document() -> Value {
         "tags": [
             { "name": "Items", "description": "Keys and values." },
             { "name": "Caches", "description": "Where items live, and by which rules." },
+            { "name": "Cluster", "description": "All nodes together." },
             { "name": "Node", "description": "The node that answers." },
         ],
         "security": [{}, { "basic": [] }],
@@ -662,7 +712,8 @@ fn probe() -> Value {
 }
 
 fn octets() -> Value {
-    json!({ "required": true, "content": {
+    // No body at all is a value of no bytes.
+    json!({ "required": false, "content": {
         "application/octet-stream": { "schema": { "type": "string", "format": "binary" } },
         "text/plain": { "schema": { "type": "string" }, "example": "hello" },
     } })
@@ -678,7 +729,7 @@ fn settings() -> Value {
 fn cache_example() -> Value {
     json!({
         "name": "sessions", "mode": "strong", "copies": 1, "min_in_sync": 1, "read": "leased",
-        "eviction": "lru", "memory": 8_388_608, "default_ttl_ms": 60_000,
+        "eviction": "lru", "memory": 8_388_608, "on_loss": "reset", "default_ttl_ms": 60_000,
         "max_item_size": 1_048_576,
         "figures": {
             "items": 2, "bytes": 1_180, "hits": 10, "misses": 3, "stores": 4, "deletes": 1,
@@ -701,8 +752,9 @@ fn parameters() -> Value {
         "type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", "maxLength": 64,
     });
     let tag = "(W/)?\"[!#-~]+\"";
-    let tags = format!("^(\\*|{tag}( ?, ?{tag}){{0,31}})$");
-    let strong = "^\"[!#-~]+\"$";
+    // A list may be empty: nothing is one of its tags.
+    let tags = format!("^(\\*|{tag}( ?, ?{tag}){{0,31}})?$");
+    let strong = "^(\"[!#-~]+\")?$";
     let mut new_ttl = query(
         "ttl",
         "The item's new end: `1500ms`, `30s`, `5m`, `12h`, `7d` or `never`.",
@@ -764,21 +816,31 @@ fn parameters() -> Value {
             "With the values, as far as there is room on the page.",
             json!({ "type": "boolean", "default": false }),
         ),
+        "scope": query(
+            "scope",
+            "`node`: only what the node that is asked answers for.",
+            json!({ "type": "string", "pattern": "^(cluster|node)$", "default": "cluster" }),
+        ),
+        "place": query(
+            "cursor",
+            "Where the page before ended.",
+            json!({ "type": "integer", "minimum": 0, "maximum": u64::MAX }),
+        ),
         "verbose": query("verbose", "Say what was checked.", json!({ "type": "string" })),
         "ifMatchMany": header(
             "If-Match",
             "Only if the item has one of these entity tags, or, with `*`, if there is an item.",
-            json!({ "type": "string", "pattern": tags }),
+            json!({ "type": "string", "pattern": tags, "examples": ["\"17\"", "*"] }),
         ),
         "ifMatch": header(
             "If-Match",
             "Only if the item has this entity tag.",
-            json!({ "type": "string", "pattern": strong }),
+            json!({ "type": "string", "pattern": strong, "examples": ["\"17\""] }),
         ),
         "ifNoneMatch": header(
             "If-None-Match",
             "Only if the item has none of these entity tags, or, with `*`, if there is no item.",
-            json!({ "type": "string", "pattern": tags }),
+            json!({ "type": "string", "pattern": tags, "examples": ["\"17\"", "*"] }),
         ),
         "range": header(
             "Range",

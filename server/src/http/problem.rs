@@ -32,6 +32,11 @@ macro_rules! kinds {
             /// All kinds.
             pub(super) const ALL: &'static [Self] = &[$(Self::$name,)+];
 
+            /// The kind that a document's `type` names.
+            pub(super) fn of_type(text: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|kind| type_of(*kind) == text)
+            }
+
             /// The last part of the kind's `type`.
             pub(super) const fn slug(self) -> &'static str {
                 match self { $(Self::$name => $slug,)+ }
@@ -89,8 +94,8 @@ kinds! {
     UnsupportedMediaType = "unsupported-media-type", UNSUPPORTED_MEDIA_TYPE, "Unsupported media type";
     /// No byte of the value is in the range asked for; `Content-Range` says how long it is.
     RangeNotSatisfiable = "range-not-satisfiable", RANGE_NOT_SATISFIABLE, "Range not satisfiable";
-    /// The settings are well-formed, but do not fit together, or the node cannot have them.
-    Unfit = "unfit", UNPROCESSABLE_ENTITY, "Unfit settings";
+    /// Parameters or settings are well-formed, but do not fit together, or the node cannot have them.
+    Unfit = "unfit", UNPROCESSABLE_ENTITY, "Unfit";
     /// The idempotency key came before, with another request.
     KeyReused = "idempotency-key-reused", UNPROCESSABLE_ENTITY, "Idempotency key reused";
     /// The request's head is longer, or has more lines, than the node takes.
@@ -119,6 +124,7 @@ struct Parts {
     kind: Kind,
     detail: Cow<'static, str>,
     retry_after_ms: Option<u64>,
+    errors: Vec<FieldError>,
     headers: Vec<(header::HeaderName, HeaderValue)>,
 }
 
@@ -144,6 +150,32 @@ pub(super) struct Document {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 0)]
     pub(super) retry_after_ms: Option<u64>,
+    /// Where several parts of a request can be wrong: which, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) errors: Vec<FieldError>,
+}
+
+/// What is wrong with one part of a request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub(super) struct FieldError {
+    /// The name of the field.
+    #[schema(example = "copies")]
+    field: String,
+    /// What is wrong with it.
+    #[schema(example = "cannot be changed: it says where the items lie")]
+    detail: String,
+}
+
+impl FieldError {
+    /// This is wrong with a field.
+    pub(super) fn new(field: &str, detail: impl Into<String>) -> Self {
+        Self { field: field.to_owned(), detail: detail.into() }
+    }
+
+    /// The name of the field.
+    pub(super) fn field(&self) -> &str {
+        &self.field
+    }
 }
 
 impl Problem {
@@ -153,6 +185,7 @@ impl Problem {
             kind,
             detail: detail.into(),
             retry_after_ms: None,
+            errors: Vec::new(),
             headers: Vec::new(),
         }))
     }
@@ -165,6 +198,12 @@ impl Problem {
     /// Another try makes sense after so long.
     pub(super) fn retry_after_ms(mut self, ms: u64) -> Self {
         self.0.retry_after_ms = Some(ms);
+        self
+    }
+
+    /// Says which parts of the request are wrong.
+    pub(super) fn errors(mut self, errors: Vec<FieldError>) -> Self {
+        self.0.errors = errors;
         self
     }
 
@@ -187,6 +226,7 @@ impl Problem {
             status: self.0.kind.status().as_u16(),
             detail: self.0.detail.clone().into_owned(),
             retry_after_ms: self.0.retry_after_ms,
+            errors: self.0.errors.clone(),
         }
     }
 }

@@ -5,8 +5,8 @@
 //! carried out again. The same key with another request is a mistake, and is refused.
 //!
 //! The window: the last [`KEYS_MAX`] keys of each cache, for [`KEEP_MS`], and no more than
-//! [`KEYS_IN_ALL_MAX`] on a node, where the cache with most gives way. It is this node's alone: a
-//! retry must go to the node that had the first try. A request that was not applied leaves no trace;
+//! [`KEYS_IN_ALL_MAX`] on a node, where the cache with most gives way. It is this node's alone; `once`
+//! keeps what others must know. A request that was not applied leaves no trace;
 //! one whose outcome is unknown keeps its key, so that a retry cannot apply it twice.
 
 use std::{

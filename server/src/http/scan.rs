@@ -1,32 +1,36 @@
 //! Going through a cache: `GET /v1/caches/{cache}/keys`.
 //!
 //! A page ends with a cursor, which is the place to go on from; the node holds nothing between
-//! pages. Items that are there from the first page to the last are told at least once, in no order.
+//! pages. In a cluster a page has items of one node, and the cursor leads from node to node (see
+//! `across`); `?scope=node` stays on the node that is asked. Items that are there from the first page to the last are told at least once, in no order.
 
 use std::sync::Arc;
 
 use axum::{
     extract::{Request, State},
-    http::{StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use base64::{
     Engine,
     engine::general_purpose::{STANDARD as BASE64, URL_SAFE_NO_PAD as CURSOR},
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
+    across::{self, Step, Stop},
     gateway::Gateway,
     items::cache_of,
-    media, percent,
+    media, once, percent,
     problem::{Kind, Problem},
     query::Query,
     value::{self, BUSY_RETRY_MS},
 };
 use crate::{
+    caches::Cache,
     native::scan::ITEMS_MAX,
+    node::Node,
     perform::{ScanStep, ScannedItem, scan},
 };
 
@@ -41,21 +45,21 @@ const PAGE_LEN_MAX: usize = 512 << 10;
 const EXPANSION: usize = 12;
 
 /// A part of a cache.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub(super) struct Page {
     /// Some items.
     items: Vec<Found>,
     /// Send it with the next request to go on; not there at the end.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     cursor: Option<String>,
 }
 
 /// One item of a page.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[schema(as = FoundItem)]
 pub(super) struct Found {
     /// The key, if it is text.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = "greeting")]
     key: Option<String>,
     /// The key, in base64.
@@ -71,17 +75,17 @@ pub(super) struct Found {
     #[schema(minimum = 0)]
     size: usize,
     /// Its content type, where that can be told without the value.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     content_type: Option<String>,
     /// Its flag bits.
     #[schema(minimum = 0)]
     flags: u32,
     /// Milliseconds until it ends, if it does.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 0)]
     ttl_ms: Option<u64>,
     /// Its value, in base64, when that was asked for and there was room.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(format = "byte")]
     value_base64: Option<String>,
 }
@@ -92,7 +96,8 @@ pub(super) async fn run(
     request: Request,
 ) -> Result<Response, Problem> {
     let (parts, _) = request.into_parts();
-    let query = Query::parse(parts.uri.query(), &["prefix", "cursor", "limit", "values"])?;
+    const NAMES: &[&str] = &["prefix", "cursor", "limit", "values", "scope"];
+    let query = Query::parse(parts.uri.query(), NAMES)?;
     let node = &gateway.node;
     let segment = parts.uri.path().split('/').nth(3).unwrap_or_default();
     let cache = cache_of(node, segment)?;
@@ -100,33 +105,103 @@ pub(super) async fn run(
     if limit == 0 {
         return Err(Problem::bad_request("`limit` must be above 0"));
     }
-    let bad_cursor = || Problem::new(Kind::Conflict, "`cursor` is not one of this cache");
-    let cursor = match query.bytes("cursor") {
-        Some(text) => Some(CURSOR.decode(text).map_err(|_| bad_cursor())?),
-        None => None,
+    let wish = Wish {
+        prefix: query.bytes("prefix").unwrap_or_default(),
+        limit: limit as usize,
+        values: query.switch("values")?,
+    };
+    let cursor = query.text("cursor")?;
+    let table = match query.text("scope")? {
+        None | Some("cluster") => across::table(node),
+        Some("node") => None,
+        Some(_) => return Err(Problem::bad_request("`scope` must be cluster or node")),
     };
     let mut share = node.budget.buffers();
     if !share.resize(PAGE_LEN_MAX) {
         let detail = "there is no room for a page now";
         return Err(Problem::new(Kind::Unavailable, detail).retry_after_ms(BUSY_RETRY_MS));
     }
-    let step = ScanStep {
-        cursor: cursor.as_deref(),
-        prefix: query.bytes("prefix").unwrap_or_default(),
-        limit: limit as usize,
-        values: query.switch("values")?,
-        room: PAGE_LEN_MAX / EXPANSION,
-    };
-    let scanned = scan(node, &cache, &step).await.map_err(|_| bad_cursor())?;
     node.http.count_operations(1);
-    let page = Page {
-        items: scanned.items.into_iter().map(|item| found(&cache.settings.name, item)).collect(),
-        cursor: scanned.cursor.map(|cursor| CURSOR.encode(cursor)),
+    let page = match across::step(table.as_ref(), cursor).map_err(|_| bad_cursor())? {
+        Step::Here(place) => wish.here(node, &cache, place.as_deref()).await?,
+        Step::End => Page { items: Vec::new(), cursor: None },
+        Step::At(Stop { node: at, address, place }) => {
+            let page = match address {
+                None => wish.here(node, &cache, place.as_deref()).await?,
+                Some(address) => {
+                    let name = &cache.settings.name;
+                    wish.there(&address, name, place.as_deref(), &parts.headers).await?
+                }
+            };
+            let cursor = table.and_then(|(table, _)| across::cursor(&table, at, page.cursor.as_deref()));
+            Page { cursor, ..page }
+        }
     };
     let bytes = serde_json::to_vec(&page)
         .map_err(|_| Problem::new(Kind::Internal, "the page has no form"))?;
     let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
     Ok((StatusCode::OK, headers, value::held(bytes.into(), share)).into_response())
+}
+
+/// What is asked of each page.
+struct Wish<'a> {
+    prefix: &'a [u8],
+    limit: usize,
+    values: bool,
+}
+
+impl Wish<'_> {
+    /// A page of what this node answers for.
+    async fn here(
+        &self,
+        node: &Node,
+        cache: &Arc<Cache>,
+        place: Option<&str>,
+    ) -> Result<Page, Problem> {
+        let place = place.map(|text| CURSOR.decode(text).map_err(|_| bad_cursor())).transpose()?;
+        let step = ScanStep {
+            cursor: place.as_deref(),
+            prefix: self.prefix,
+            limit: self.limit,
+            values: self.values,
+            room: PAGE_LEN_MAX / EXPANSION,
+        };
+        let scanned = scan(node, cache, &step).await.map_err(|_| bad_cursor())?;
+        let items = scanned.items.into_iter().filter(|item| !once::is_of_request(&item.key));
+        Ok(Page {
+            items: items.map(|item| found(&cache.settings.name, item)).collect(),
+            cursor: scanned.cursor.map(|cursor| CURSOR.encode(cursor)),
+        })
+    }
+
+    /// A page of what another node answers for.
+    async fn there(
+        &self,
+        address: &str,
+        cache: &str,
+        place: Option<&str>,
+        headers: &HeaderMap,
+    ) -> Result<Page, Problem> {
+        let mut target = format!(
+            "/v1/caches/{cache}/keys?scope=node&limit={}&values={}&prefix={}",
+            self.limit,
+            self.values,
+            percent::encode(self.prefix),
+        );
+        if let Some(place) = place {
+            target.push_str("&cursor=");
+            target.push_str(&percent::encode(place.as_bytes()));
+        }
+        let body = across::ask(address, &target, headers).await?;
+        serde_json::from_slice(&body).map_err(|_| {
+            let detail = format!("the answer of the node at {address} cannot be read");
+            Problem::new(Kind::Unavailable, detail).retry_after_ms(BUSY_RETRY_MS)
+        })
+    }
+}
+
+fn bad_cursor() -> Problem {
+    Problem::new(Kind::Conflict, "`cursor` is not one of this cache")
 }
 
 fn found(cache: &str, item: ScannedItem) -> Found {

@@ -40,7 +40,7 @@ pub(super) fn run(
             let Some((key, cache)) = table.by_name(name) else { return no_such_cache(replies, id) };
             match session.open(table, key, replies) {
                 Some(handle) => {
-                    let spec = cache.settings.spec();
+                    let spec = cache.settings_now().spec();
                     respond::structure(replies, id, &Opened { handle, spec });
                 }
                 None => refuse(
@@ -159,10 +159,12 @@ fn fail(replies: &mut Vec<u8>, id: u32, error: &CacheError) {
     let code = match error {
         CacheError::Exists(_) => ErrorCode::CacheExists,
         CacheError::NoSuchCache => ErrorCode::NoSuchCache,
-        CacheError::Default => ErrorCode::Forbidden,
+        CacheError::Default | CacheError::DefaultMemory => ErrorCode::Forbidden,
         CacheError::TooMany | CacheError::NoMemory { .. } => ErrorCode::LimitReached,
-        CacheError::TooLittle | CacheError::ValueTooLarge { .. } => ErrorCode::BadArgument,
-        CacheError::DefaultFull { .. } => ErrorCode::OutOfMemory,
+        CacheError::TooLittle | CacheError::ValueTooLarge { .. } | CacheError::Growth { .. } => {
+            ErrorCode::BadArgument
+        }
+        CacheError::DefaultFull { .. } | CacheError::Full { .. } => ErrorCode::OutOfMemory,
         CacheError::Busy => ErrorCode::Busy,
         CacheError::Store(_) => ErrorCode::Internal,
     };
@@ -174,7 +176,7 @@ fn fail(replies: &mut Vec<u8>, id: u32, error: &CacheError) {
 fn describe(cache: &Cache) -> CacheInfo {
     let stats = cache.store.stats();
     CacheInfo {
-        spec: cache.settings.spec(),
+        spec: cache.settings_now().spec(),
         items: stats.items,
         bytes: stats.item_bytes + stats.index_bytes + stats.heap_bytes,
         memory: cache.store.memory() as u64,

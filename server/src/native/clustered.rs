@@ -557,7 +557,7 @@ fn decide(context: &Context<'_>, cluster: &Cluster, table: &Table, body: &Body<'
                 Err(error) => return refuse(ErrorCode::BadArgument, error.to_string()),
             };
             if let Some((_, cache)) = table.by_name(&settings.name) {
-                return if cache.settings.serves_as(&settings) {
+                return if cache.settings_now().serves_as(&settings) {
                     Box::pin(async { Ok(()) })
                 } else {
                     let text = format!("there is a cache `{}` with other settings", settings.name);

@@ -40,7 +40,7 @@ fn bytes_are_put_behind_a_value_that_keeps_its_type_and_end() {
     let item = &format!("{KEYS}/log");
     let append = |query: &str, body: &[u8]| http.post(&format!("{item}/append{query}"), body);
     append("", b"x").assert_problem(404, "miss");
-    append("?ttl=5s", b"x").assert_problem(400, "bad-request");
+    append("?ttl=5s", b"x").assert_problem(422, "unfit");
     for content_type in ["text/plain", "application/vnd.acme.log"] {
         let headers = [("content-type", content_type)];
         http.send("PUT", &format!("{item}?ttl=60s"), &headers, b"one\n");

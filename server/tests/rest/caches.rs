@@ -70,6 +70,53 @@ fn what_a_cache_keeps_for_its_life_cannot_be_changed() {
     assert_eq!(patch("default", r#"{"eviction":"adaptive"}"#).status, 200);
     patch("default", r#"{"eviction":"none"}"#).assert_problem(409, "conflict");
     assert_eq!(http.get("/v1/caches/default").json()["eviction"], "adaptive");
+    let refused = patch("default", r#"{"copies":2,"min_in_sync":2,"eviction":"lru","memory":4194304}"#);
+    refused.assert_problem(409, "conflict");
+    let fields: Vec<_> =
+        refused.json()["errors"].as_array().unwrap().iter().map(|e| e["field"].clone()).collect();
+    assert_eq!(fields, ["copies", "eviction", "memory"]);
+}
+
+#[test]
+fn what_can_change_of_a_cache_changes_at_once_and_all_or_nothing() {
+    for peer in ["off", "127.0.0.1:0"] {
+        let node = Node::start(&["--memory", "128MiB", "--listen-peer", peer]);
+        let http = Http::of(&node);
+        let patch = |body: &str| http.send("PATCH", "/v1/caches/s", &[], body.as_bytes());
+        let made = r#"{"memory":8388608,"eviction":"none"}"#;
+        assert_eq!(http.put("/v1/caches/s", made.as_bytes()).status, 201);
+        assert!(http.put("/v1/caches/s/keys/before", b"x").find("kiln-ttl-ms").is_none());
+
+        let changed = patch(r#"{"memory":16777216,"default_ttl_ms":60000,"read":"primary"}"#);
+        assert_eq!(changed.status, 200, "{}", String::from_utf8_lossy(&changed.body));
+        let shown = http.get("/v1/caches/s").json();
+        assert_eq!(changed.json()["memory"], 16_777_216);
+        assert_eq!((&shown["memory"], &shown["read"]), (&16_777_216.into(), &"primary".into()));
+        http.put("/v1/caches/s/keys/after", b"x");
+        let ttl = |key: &str| {
+            let read = http.get(&format!("/v1/caches/s/keys/{key}"));
+            read.find("kiln-ttl-ms").map(|text| text.parse::<u64>().unwrap())
+        };
+        assert!(ttl("after").is_some_and(|ms| ms <= 60_000) && ttl("before").is_none());
+        // More than 8 MiB are there now, and cannot be taken away from what may not be evicted.
+        for number in 0..12 {
+            let path = format!("/v1/caches/s/keys/large{number}");
+            assert_eq!(http.put(&path, &vec![b'x'; 1_000_000]).status, 201, "{number}");
+        }
+        patch(r#"{"memory":8388608,"default_ttl_ms":1}"#).assert_problem(507, "no-room");
+        patch(r#"{"memory":1000}"#).assert_problem(422, "unfit");
+        patch(r#"{"memory":999999999}"#).assert_problem(422, "unfit");
+        patch(r#"{"memory":0}"#).assert_problem(409, "conflict");
+        patch(r#"{"on_loss":"never"}"#).assert_problem(400, "bad-request");
+        patch(r#"{"min_in_sync":2}"#).assert_problem(422, "unfit");
+        assert_eq!(http.get("/v1/caches/s").json()["default_ttl_ms"], 60_000, "nothing changed");
+        let forever = patch(r#"{"default_ttl_ms":0}"#);
+        assert_eq!((forever.status, &forever.json()["default_ttl_ms"]), (200, &0.into()));
+        match peer {
+            "off" => patch(r#"{"on_loss":"block"}"#).assert_problem(422, "unfit"),
+            _ => assert_eq!(patch(r#"{"on_loss":"block"}"#).json()["on_loss"], "block"),
+        }
+    }
 }
 
 #[test]

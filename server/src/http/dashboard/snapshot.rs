@@ -158,7 +158,7 @@ impl Topology {
         let groups: BTreeMap<&str, u32> =
             view.caches.iter().map(|cache| (cache.name.as_str(), cache.group)).collect();
         let caches = table.iter().map(|cache| {
-            let settings = &cache.settings;
+            let settings = &cache.settings_now();
             let group = groups.get(&*settings.name).copied().unwrap_or(0);
             // What the cluster agreed on; the settings say what this node was asked for.
             let agreed = view.groups.get(group as usize);

@@ -115,7 +115,7 @@ fn of_lone(node: &Node) -> TopologyView {
             .map(|cache| CacheView {
                 name: cache.settings.name.as_ref().into(),
                 group: 0,
-                read: cache.settings.read.name().to_owned(),
+                read: cache.settings_now().read.name().to_owned(),
             })
             .collect(),
     }
