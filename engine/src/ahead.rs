@@ -13,6 +13,7 @@
 //! shard is being written to, costs a miss at most.
 
 use crate::store::Store;
+use crate::view::BucketAt;
 
 /// Hashes in turn, with memory asked for ahead: see [`Store::ahead`].
 pub struct Ahead<'a> {
@@ -21,16 +22,19 @@ pub struct Ahead<'a> {
     next: usize,
     /// Bit i, counted from `next`, is set where the item was not in the first bucket.
     chained: u64,
+    /// Where the buckets asked for are, at the place modulo their number.
+    buckets: [BucketAt; PLACES],
 }
 
 impl<'a> Ahead<'a> {
     #[inline]
     pub(crate) fn new(store: &'a Store, hashes: &'a [u64]) -> Self {
-        let mut ahead = Self { store, hashes, next: 0, chained: 0 };
+        let buckets = [BucketAt::default(); PLACES];
+        let mut ahead = Self { store, hashes, next: 0, chained: 0, buckets };
         // One alone waits as long either way.
         if hashes.len() > 1 {
-            for &hash in hashes.iter().take(BUCKETS_AHEAD) {
-                store.prefetch_bucket(hash);
+            for (place, &hash) in hashes.iter().enumerate().take(BUCKETS_AHEAD) {
+                ahead.prefetch_bucket(hash, place);
             }
             for (place, &hash) in hashes.iter().enumerate().take(ITEMS_AHEAD) {
                 ahead.prefetch_item(hash, place);
@@ -39,10 +43,15 @@ impl<'a> Ahead<'a> {
         ahead
     }
 
-    #[inline]
+    #[inline(always)]
+    fn prefetch_bucket(&mut self, hash: u64, place: usize) {
+        self.buckets[place % PLACES] = self.store.prefetch_bucket(hash);
+    }
+
+    #[inline(always)]
     fn prefetch_item(&mut self, hash: u64, place: usize) {
-        let chained = self.store.prefetch_item(hash);
-        self.chained |= u64::from(chained) << place;
+        let chained = self.store.prefetch_item(hash, self.buckets[place % PLACES]);
+        self.chained |= u64::from(chained) << (place - self.next);
     }
 }
 
@@ -55,9 +64,9 @@ impl Iterator for Ahead<'_> {
         let &hash = self.hashes.get(at)?;
         if let Some(&later) = self.hashes.get(at + ITEMS_AHEAD) {
             if let Some(&latest) = self.hashes.get(at + BUCKETS_AHEAD) {
-                self.store.prefetch_bucket(latest);
+                self.prefetch_bucket(latest, at + BUCKETS_AHEAD);
             }
-            self.prefetch_item(later, ITEMS_AHEAD);
+            self.prefetch_item(later, at + ITEMS_AHEAD);
         }
         if self.chained >> CHAINED_AHEAD & 1 != 0
             && let Some(&later) = self.hashes.get(at + CHAINED_AHEAD)
@@ -94,4 +103,7 @@ const BUCKETS_AHEAD: usize = 2 * ITEMS_AHEAD;
 /// How many places ahead items in the second bucket are asked for.
 const CHAINED_AHEAD: usize = ITEMS_AHEAD / 2;
 
-const _: () = assert!(ITEMS_AHEAD < u64::BITS as usize);
+/// Places for buckets on their way.
+const PLACES: usize = 32;
+
+const _: () = assert!(ITEMS_AHEAD < u64::BITS as usize && BUCKETS_AHEAD < PLACES);

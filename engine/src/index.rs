@@ -128,8 +128,8 @@ const ENTRIES_AT: usize = 16;
 /// A bucket in memory that may be changing: what readers without the lock see of it.
 pub(crate) struct RacyBucket {
     span: RacySpan,
-    /// The first two words: tags and the overflow slot.
-    words: [u64; 2],
+    /// The tags, and the overflow slot behind them.
+    first: [u8; 16],
 }
 
 impl RacyBucket {
@@ -137,16 +137,13 @@ impl RacyBucket {
     #[inline(always)]
     pub(crate) fn at(bytes: &RacyBytes, offset: usize) -> Option<Self> {
         let span = bytes.span(offset)?;
-        Some(Self { span, words: [span.u64(0), span.u64(8)] })
+        Some(Self { span, first: span.sixteen(0) })
     }
 
     /// Bit i is set where the tag of entry i is that of the hash.
     #[inline(always)]
     pub(crate) fn matching(&self, hash: u64) -> u32 {
-        let mut tags = [0; 16];
-        tags[..8].copy_from_slice(&self.words[0].to_ne_bytes());
-        tags[8..].copy_from_slice(&self.words[1].to_ne_bytes());
-        matching(&tags, tag(hash))
+        matching(&self.first, tag(hash))
     }
 
     #[inline(always)]
@@ -156,8 +153,7 @@ impl RacyBucket {
 
     #[inline(always)]
     pub(crate) fn overflow(&self) -> Slot {
-        let [.., a, b, c, d] = self.words[1].to_ne_bytes();
-        Slot::from_ne_bytes([a, b, c, d])
+        self.span.u32(OVERFLOW_AT)
     }
 }
 

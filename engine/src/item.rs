@@ -214,9 +214,18 @@ impl Plain<'_> {
     /// What a reader is told of the item.
     #[inline]
     pub(crate) fn info(&self, now_s: u32) -> ItemInfo {
-        let Head { first, word, .. } = self.head;
+        let Self { head, flags, deadline, value: _ } = *self;
+        Parts { flags, deadline, key_at: 0 }.info(head, now_s)
+    }
+}
+
+impl Parts {
+    /// What a reader is told of the item with this head.
+    #[inline(always)]
+    pub(crate) fn info(&self, head: Head, now_s: u32) -> ItemInfo {
+        let Head { first, word, .. } = head;
         ItemInfo {
-            value_len: self.value.len(),
+            value_len: head.value_len(),
             flags: self.flags,
             version: first & VERSION_MASK,
             deadline_ms: (self.deadline != u64::MAX).then_some(self.deadline),

@@ -50,6 +50,6 @@ pub use ops::{
     GetOptions, ItemInfo, Refill, Stats, TouchOutcome, WriteMode, WriteOptions, WriteOutcome,
 };
 pub use store::{
-    ClassUsage, Entry, MEMORY_MIN, PinnedValue, ScanPage, Store, StoreConfig, StoreError, Upkeep,
-    Value,
+    Appended, ClassUsage, Entry, MEMORY_MIN, PinnedValue, ScanPage, Store, StoreConfig, StoreError,
+    Upkeep, Value,
 };

@@ -45,6 +45,17 @@ pub struct GetOptions {
 }
 
 impl GetOptions {
+    /// Of a read that asks for nothing but what is there. As a constant, it is never written out
+    /// anew for each read.
+    pub const PLAIN: Self = Self {
+        touch: None,
+        vivify: None,
+        recache_below_ms: None,
+        no_bump: false,
+        may_refill: false,
+        version: None,
+    };
+
     /// Whether a read asks for nothing but what is there.
     #[inline(always)]
     pub(crate) fn is_plain(&self) -> bool {

@@ -91,6 +91,18 @@ impl RacySpan {
         self.load(at)
     }
 
+    /// The 16 bytes at `at`.
+    ///
+    /// # Panics
+    /// Beyond the end of the span.
+    #[inline(always)]
+    pub(crate) fn sixteen(&self, at: usize) -> [u8; 16] {
+        assert!(at <= SPAN_LEN - 16, "inside the span");
+        let wide: Wide = self.load(at);
+        // SAFETY: both are 16 bytes, of which any are values.
+        unsafe { std::mem::transmute::<Wide, [u8; 16]>(wide) }
+    }
+
     /// Whether just these bytes are at `at`.
     ///
     /// # Panics
@@ -102,7 +114,9 @@ impl RacySpan {
         // From both ends, in pieces that meet in the middle or overlap there.
         let len = bytes.len();
         match len {
-            16.. => {
+            // Both halves before the one branch: they differ once in fifty lookups.
+            16..=32 => from.has_wide(0, bytes) & from.has_wide(len - 16, bytes),
+            33.. => {
                 let mut done = 0;
                 while done < len - 16 {
                     if !from.has_wide(done, bytes) {
@@ -148,39 +162,52 @@ impl RacySpan {
     /// When they are more than the buffer holds, or beyond the end of the span.
     #[inline(always)]
     pub(crate) fn copy<'b>(&self, at: usize, len: usize, buffer: &'b mut CopyBuffer) -> &'b [u8] {
-        assert!(len <= CopyBuffer::LEN && at <= SPAN_LEN - CopyBuffer::LEN, "fits the buffer");
+        self.copy_to(at, len, &mut buffer.bytes);
+        // SAFETY: the first `len` bytes have just been written.
+        unsafe { std::slice::from_raw_parts(buffer.bytes.as_ptr().cast::<u8>(), len) }
+    }
+
+    /// Copies `len` bytes from `at` on to the start of `target`, of which just those are written.
+    ///
+    /// # Panics
+    /// When they are more than `target` holds, or beyond the end of the span.
+    #[inline(always)]
+    pub(crate) fn copy_to(&self, at: usize, len: usize, target: &mut [MaybeUninit<u8>]) {
+        assert!(
+            len <= target.len() && len <= SPAN_LEN && at <= SPAN_LEN - len,
+            "inside the span, and room for it"
+        );
         let from = Self { pointer: self.pointer.wrapping_add(at) };
+        let to = Target { pointer: target.as_mut_ptr() };
         // From both ends, in pieces that meet in the middle or overlap there: no loop for a small
         // value, and no branch for its last bytes.
         match len {
             128.. => {
                 let mut done = 0;
                 while done < len - 64 {
-                    buffer.put::<Wide, 4>(from, done);
+                    to.put::<Wide, 4>(from, done);
                     done += 64;
                 }
-                buffer.put::<Wide, 4>(from, len - 64);
+                to.put::<Wide, 4>(from, len - 64);
             }
             64.. => {
-                buffer.put::<Wide, 4>(from, 0);
-                buffer.put::<Wide, 4>(from, len - 64);
+                to.put::<Wide, 4>(from, 0);
+                to.put::<Wide, 4>(from, len - 64);
             }
             32.. => {
-                buffer.put::<Wide, 2>(from, 0);
-                buffer.put::<Wide, 2>(from, len - 32);
+                to.put::<Wide, 2>(from, 0);
+                to.put::<Wide, 2>(from, len - 32);
             }
             16.. => {
-                buffer.put::<Wide, 1>(from, 0);
-                buffer.put::<Wide, 1>(from, len - 16);
+                to.put::<Wide, 1>(from, 0);
+                to.put::<Wide, 1>(from, len - 16);
             }
             8.. => {
-                buffer.put::<u64, 1>(from, 0);
-                buffer.put::<u64, 1>(from, len - 8);
+                to.put::<u64, 1>(from, 0);
+                to.put::<u64, 1>(from, len - 8);
             }
-            _ => (0..len).for_each(|at| buffer.put::<u8, 1>(from, at)),
+            _ => (0..len).for_each(|at| to.put::<u8, 1>(from, at)),
         }
-        // SAFETY: the first `len` bytes have just been written.
-        unsafe { std::slice::from_raw_parts(buffer.bytes.as_ptr().cast::<u8>(), len) }
     }
 }
 
@@ -204,15 +231,22 @@ impl CopyBuffer {
     pub(crate) fn new() -> Self {
         Self { bytes: [const { MaybeUninit::uninit() }; Self::LEN] }
     }
+}
 
+/// Where bytes are copied to.
+#[derive(Clone, Copy)]
+struct Target {
+    pointer: *mut MaybeUninit<u8>,
+}
+
+impl Target {
     /// Copies `N` numbers that begin `at` bytes from the start of both.
     #[inline(always)]
-    fn put<T: Copy, const N: usize>(&mut self, from: RacySpan, at: usize) {
-        debug_assert!(at + N * size_of::<T>() <= Self::LEN);
-        let target = self.bytes.as_mut_ptr().wrapping_add(at).cast::<Unaligned<T>>();
+    fn put<T: Copy, const N: usize>(self, from: RacySpan, at: usize) {
+        let target = self.pointer.wrapping_add(at).cast::<Unaligned<T>>();
         let numbers: [T; N] = std::array::from_fn(|n| from.load(at + n * size_of::<T>()));
         for (n, number) in numbers.into_iter().enumerate() {
-            // SAFETY: private, and called with `at` such that the bytes are inside the buffer.
+            // SAFETY: private, and called with `at` such that the bytes are inside the target.
             unsafe { target.wrapping_add(n).write(Unaligned(number)) };
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! The key's hash chooses the shard; an operation holds that one lock for as long as it takes to
 //! change words and copy a small value. A read of a small value that changes nothing takes no lock
-//! at all ([`ShardView`]); one that only has to be noted takes it for the note. Values above 16 KiB are copied outside the lock: writes
+//! at all ([`ShardView`]); one that only has to be noted takes it for the note. Values above 16 KiB
+//! are copied outside the lock: writes
 //! fill chunks that belong to nobody yet and then link them, reads pin the item and go through it
 //! at leisure ([`PinnedValue`]).
 //!
@@ -30,7 +31,7 @@ use crate::region::{PAGE_LEN, Region};
 use crate::seqlock::Moment;
 use crate::shard::{Full, Now, Shard, Source};
 use crate::tally::{Sums, Tally};
-use crate::view::ShardView;
+use crate::view::{BucketAt, ShardView, Sighting, Views};
 
 /// The least memory a store works with, in bytes.
 pub const MEMORY_MIN: usize = 4 << 20;
@@ -149,12 +150,11 @@ impl Drop for Locked<'_> {
 
 struct Inner {
     // Before the shards: views read what these own.
-    views: Box<[ShardView]>,
+    views: Views,
     shards: Box<[Padded]>,
     tally: Tally,
     /// Bit i is set where a hit leaves the policy bits i of an item as they are.
     settled_bits: u64,
-    shard_shift: u32,
     region: Arc<Region>,
     value_len_max: usize,
     policy: PolicyKind,
@@ -184,7 +184,7 @@ impl LockedHit<'_> {
 impl Inner {
     #[inline]
     fn lock(&self, number: usize) -> Locked<'_> {
-        let view = &self.views[number];
+        let view = self.views.numbered(number);
         let shard = self.shards[number].0.lock();
         view.sequence.begin_write();
         Locked { shard, view }
@@ -202,6 +202,18 @@ pub enum Value<'a> {
     Inline(&'a [u8]),
     /// Large: keep the handle and read without the lock.
     Large(PinnedValue),
+}
+
+/// What came of a read by [`Store::get_into`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Appended<A> {
+    /// The item is there. With what `begin` returned; if that is something, the value was appended.
+    Hit(Option<A>),
+    /// It is not.
+    Miss,
+    /// Nothing was appended, counted or found out: the item is large or wants more than a look, or
+    /// somebody is writing to its shard. [`Store::get`] reads it.
+    Undone,
 }
 
 /// What a step of [`Store::scan`] found.
@@ -284,10 +296,9 @@ impl Store {
         let views = shards.iter().map(|shard| ShardView::new(&shard.0.lock())).collect();
         let store = Self {
             inner: Arc::new(Inner {
-                views,
+                views: Views::new(views),
                 tally: Tally::new(),
                 settled_bits: policy.settled_bits(),
-                shard_shift: 64 - shards.len().trailing_zeros().max(1),
                 shards,
                 region,
                 value_len_max,
@@ -342,8 +353,7 @@ impl Store {
 
     #[inline]
     fn shard_number(&self, hash: u64) -> usize {
-        // The shift keeps at least one bit, so that it is always below 64.
-        (hash >> self.inner.shard_shift) as usize & (self.inner.shards.len() - 1)
+        self.inner.views.number(hash)
     }
 
     #[inline]
@@ -351,9 +361,9 @@ impl Store {
         self.inner.lock(self.shard_number(hash))
     }
 
-    #[inline]
+    #[inline(always)]
     fn view(&self, hash: u64) -> &ShardView {
-        &self.inner.views[self.shard_number(hash)]
+        self.inner.views.of(hash)
     }
 
     #[inline]
@@ -382,16 +392,16 @@ impl Store {
     }
 
     /// Asks for the index bucket of a key.
-    #[inline]
-    pub(crate) fn prefetch_bucket(&self, hash: u64) {
-        self.view(hash).prefetch_bucket(hash);
+    #[inline(always)]
+    pub(crate) fn prefetch_bucket(&self, hash: u64) -> BucketAt {
+        self.view(hash).prefetch_bucket(hash)
     }
 
     /// Asks for the item of a key, whose bucket was asked for a while ago. True when that is in a
     /// second bucket, now asked for: then [`prefetch_chained`](Self::prefetch_chained) goes on.
-    #[inline]
-    pub(crate) fn prefetch_item(&self, hash: u64) -> bool {
-        self.view(hash).prefetch_item(hash)
+    #[inline(always)]
+    pub(crate) fn prefetch_item(&self, hash: u64, bucket: BucketAt) -> bool {
+        self.view(hash).prefetch_item(hash, bucket)
     }
 
     #[inline]
@@ -434,6 +444,81 @@ impl Store {
         }
     }
 
+    /// Reads a small item straight into the caller's output, as most requests want it: its value is
+    /// copied once, from where it lies, without the lock.
+    ///
+    /// `begin` is told of the item and appends what comes before the value; if it returns `None`, no
+    /// value is wanted. It may have been in vain: what it appended is taken off again with
+    /// [`Appended::Undone`], and the item is to be read by [`get`](Self::get).
+    #[inline(always)]
+    pub fn get_into<A>(
+        &self,
+        key: &[u8],
+        hash: u64,
+        options: &GetOptions,
+        now_ms: u64,
+        out: &mut Vec<u8>,
+        begin: impl FnOnce(&ItemInfo, &mut Vec<u8>) -> Option<A>,
+    ) -> Appended<A> {
+        let now = self.begin(now_ms);
+        if key.is_empty() || key.len() > KEY_LEN_MAX {
+            return Appended::Miss;
+        }
+        let len = out.len();
+        let appended = self.append_unlocked(key, hash, options, now, out, begin);
+        appended.unwrap_or_else(|| {
+            out.truncate(len);
+            Appended::Undone
+        })
+    }
+
+    /// As [`get_into`](Self::get_into) says. `None` when the lock is needed: then what was appended
+    /// is void.
+    #[inline(always)]
+    fn append_unlocked<A>(
+        &self,
+        key: &[u8],
+        hash: u64,
+        options: &GetOptions,
+        now: Now,
+        out: &mut Vec<u8>,
+        begin: impl FnOnce(&ItemInfo, &mut Vec<u8>) -> Option<A>,
+    ) -> Option<Appended<A>> {
+        if !options.is_plain() {
+            return None;
+        }
+        let view = self.view(hash);
+        let moment = view.sequence.now()?;
+        let sighting = view.sight(hash, key)?;
+        // Nobody outside is told of anything that was not so.
+        if !view.sequence.is_still(moment) {
+            return None;
+        }
+        let Some(Sighting { head, parts, item }) = sighting else {
+            self.inner.tally.miss();
+            return Some(Appended::Miss);
+        };
+        if parts.deadline <= now.ms {
+            return None;
+        }
+        let begun = begin(&parts.info(head, now.s), out);
+        let mut end = out.len();
+        if begun.is_some() {
+            let value_len = head.value_len();
+            out.reserve(value_len);
+            item.copy_to(parts.key_at + key.len(), value_len, out.spare_capacity_mut());
+            end += value_len;
+        }
+        if !view.sequence.is_still(moment)
+            || !self.count_hit(hash, head, options.no_bump, moment, now)
+        {
+            return None;
+        }
+        // SAFETY: the bytes behind the length so far have just been written, to spare capacity.
+        unsafe { out.set_len(end) };
+        Some(Appended::Hit(begun))
+    }
+
     /// Finds an item without the lock, and takes that only to note the hit, if it has to be noted.
     /// `None` when all has to be done under the lock.
     #[inline(always)]
@@ -457,14 +542,20 @@ impl Store {
         if item.deadline <= now.ms {
             return None;
         }
-        let bits = item.head.bits();
+        self.count_hit(hash, item.head, options.no_bump, moment, now).then_some(Some(item))
+    }
+
+    /// Counts a hit on an item found at `moment`, and notes it if it has to be noted. False, with
+    /// nothing done, when it had to be and the shard has changed since.
+    #[inline(always)]
+    fn count_hit(&self, hash: u64, head: Head, no_bump: bool, moment: Moment, now: Now) -> bool {
+        let bits = head.bits();
         let settled = self.inner.settled_bits >> bits & 1 != 0;
-        if options.no_bump || settled && item.head.is_noted(now.s, bits) {
+        if no_bump || settled && head.is_noted(now.s, bits) {
             self.inner.tally.hit();
-        } else if !self.note_hit(hash, item.head, moment, now) {
-            return None;
+            return true;
         }
-        Some(Some(item))
+        self.note_hit(hash, head, moment, now)
     }
 
     /// Notes a hit on an item found at `moment`. False, with nothing done, when the shard has

@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use crate::heap::{NIL, Slot};
 use crate::index::{Extent, ITEM_LINES, RacyBucket, bucket_at, prefetch_early, prefetch_lines};
 use crate::item::{Head, Parts, Plain};
-use crate::racy::{CopyBuffer, RacyBytes};
+use crate::racy::{CopyBuffer, RacyBytes, RacySpan};
 use crate::region::Region;
 use crate::seqlock::{Moment, Sequence};
 use crate::shard::Shard;
@@ -46,6 +46,44 @@ pub(crate) struct ShardView {
     fixed_len: u32,
     /// Keeps `bytes` mapped.
     _region: Arc<Region>,
+}
+
+/// The views of a store's shards.
+pub(crate) struct Views {
+    views: Box<[ShardView]>,
+    /// The top bits of a hash choose the shard. At least one is taken, so that the shift is always
+    /// below 64, and masked off again where there is one shard.
+    shift: u32,
+    mask: usize,
+}
+
+impl Views {
+    /// # Panics
+    /// When there are not a power of two.
+    pub(crate) fn new(views: Box<[ShardView]>) -> Self {
+        assert!(views.len().is_power_of_two(), "so that a mask never leads beyond them");
+        let shift = 64 - views.len().trailing_zeros().max(1);
+        Self { shift, mask: views.len() - 1, views }
+    }
+
+    /// The number of the shard of a hash.
+    #[inline(always)]
+    pub(crate) fn number(&self, hash: u64) -> usize {
+        (hash >> self.shift) as usize & self.mask
+    }
+
+    #[inline(always)]
+    pub(crate) fn of(&self, hash: u64) -> &ShardView {
+        let number = self.number(hash);
+        debug_assert!(number < self.views.len());
+        // SAFETY: masked by the length less one, which is a power of two: see `new`.
+        unsafe { self.views.get_unchecked(number) }
+    }
+
+    #[inline]
+    pub(crate) fn numbered(&self, number: usize) -> &ShardView {
+        &self.views[number]
+    }
 }
 
 // SAFETY: the pointers lead to memory that any thread may read at any time: the region through
@@ -100,53 +138,52 @@ impl ShardView {
         (slot as usize) << self.granule_shift
     }
 
-    /// Asks for the bucket that a lookup of this hash reads first.
-    #[inline]
-    pub(crate) fn prefetch_bucket(&self, hash: u64) {
-        if let Some(at) = self.bucket_at(hash) {
-            prefetch_early(self.bytes.address(at));
-        }
+    /// Asks for the bucket that a lookup of this hash reads first, and says where that is now.
+    #[inline(always)]
+    pub(crate) fn prefetch_bucket(&self, hash: u64) -> BucketAt {
+        let at = BucketAt(self.bucket_at(hash).unwrap_or_default());
+        prefetch_early(self.bytes.address(at.0));
+        at
     }
 
-    /// Asks for what a lookup of this hash will read behind the bucket: items whose tag matches, of
-    /// which there is most often one, or else the next bucket. True in that case:
+    /// Asks for what a lookup of this hash will read behind the bucket: the item whose tag
+    /// matches, or else the next bucket. True in that case:
     /// [`prefetch_chained`](Self::prefetch_chained) goes on from there.
-    #[inline]
-    pub(crate) fn prefetch_item(&self, hash: u64) -> bool {
-        let bucket = self.bucket_at(hash).and_then(|at| RacyBucket::at(&self.bytes, at));
-        let Some(bucket) = bucket else { return false };
+    #[inline(always)]
+    pub(crate) fn prefetch_item(&self, hash: u64, at: BucketAt) -> bool {
+        let Some(bucket) = RacyBucket::at(&self.bytes, at.0) else { return false };
         let next = bucket.overflow();
-        let chained = !self.prefetch_matches(&bucket, hash) && next != NIL;
+        let chained = !self.prefetch_match(&bucket, hash) && next != NIL;
         if chained {
             prefetch_early(self.bytes.address(self.offset(next)));
         }
         chained
     }
 
-    /// Asks for the items whose tag matches in the second bucket of this hash.
+    /// Asks for the item whose tag matches in the second bucket of this hash.
     #[cold]
     pub(crate) fn prefetch_chained(&self, hash: u64) {
         let bucket = |at| RacyBucket::at(&self.bytes, at);
         if let Some(first) = self.bucket_at(hash).and_then(bucket)
             && let Some(second) = bucket(self.offset(first.overflow()))
         {
-            self.prefetch_matches(&second, hash);
+            self.prefetch_match(&second, hash);
         }
     }
 
-    /// Asks for the items whose tag matches. False when there is none.
+    /// Asks for the first item whose tag matches, which it is in 49 of 50 lookups. False when there
+    /// is none.
     #[inline(always)]
-    fn prefetch_matches(&self, bucket: &RacyBucket, hash: u64) -> bool {
-        let mut matches = bucket.matching(hash);
-        let any = matches != 0;
-        while matches != 0 {
-            let item = self.bytes.address(self.offset(bucket.slot(matches.trailing_zeros())));
-            for line in 0..ITEM_LINES {
-                prefetch_early(item.wrapping_add(line * 64));
-            }
-            matches &= matches - 1;
+    fn prefetch_match(&self, bucket: &RacyBucket, hash: u64) -> bool {
+        let matches = bucket.matching(hash);
+        if matches == 0 {
+            return false;
         }
-        any
+        let item = self.bytes.address(self.offset(bucket.slot(matches.trailing_zeros())));
+        for line in 0..ITEM_LINES {
+            prefetch_early(item.wrapping_add(line * 64));
+        }
+        true
     }
 
     /// The item with this key, as it is at `moment`, if it is plain and small; its value copied to
@@ -159,6 +196,18 @@ impl ShardView {
         key: &[u8],
         buffer: &'b mut CopyBuffer,
     ) -> Option<Option<Plain<'b>>> {
+        let found = self.sight(hash, key)?.map(|Sighting { head, parts, item }| {
+            let Parts { flags, deadline, key_at } = parts;
+            let value = item.copy(key_at + key.len(), head.value_len(), buffer);
+            Plain { head, flags, deadline, value }
+        });
+        self.sequence.is_still(moment).then_some(found)
+    }
+
+    /// Looks for the item with this key, if it is plain and small; `None` for other items. Nothing of
+    /// it may be believed before the sequence confirmed the moment at which the look began.
+    #[inline(always)]
+    pub(crate) fn sight(&self, hash: u64, key: &[u8]) -> Option<Option<Sighting>> {
         let mut at = self.bucket_at(hash)?;
         for _ in 0..CHAIN_MAX {
             let bucket = RacyBucket::at(&self.bytes, at)?;
@@ -170,27 +219,33 @@ impl ShardView {
                 let item = self.bytes.span(offset)?;
                 let head = Head::new(slot, item.u64(0), item.u64(8));
                 let fixed_len = self.fixed_len as usize;
-                let Parts { flags, deadline, key_at } =
-                    head.parts(fixed_len, |at| item.u32(at), |at| item.u64(at))?;
-                if head.key_len() != key.len() || !item.has(key_at, key) {
+                let parts = head.parts(fixed_len, |at| item.u32(at), |at| item.u64(at))?;
+                if head.key_len() != key.len() || !item.has(parts.key_at, key) {
                     matches &= matches - 1;
                     continue;
                 }
                 if head.value_len() > CopyBuffer::LEN {
                     return None;
                 }
-                let value = item.copy(key_at + key.len(), head.value_len(), buffer);
-                if !self.sequence.is_still(moment) {
-                    return None;
-                }
-                return Some(Some(Plain { head, flags, deadline, value }));
+                return Some(Some(Sighting { head, parts, item }));
             }
             match bucket.overflow() {
-                NIL if self.sequence.is_still(moment) => return Some(None),
-                NIL => return None,
+                NIL => return Some(None),
                 next => at = self.offset(next),
             }
         }
         None
     }
+}
+
+/// Where a bucket was a moment ago: for prefetching only.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct BucketAt(usize);
+
+/// An item as it seems to be, seen without the lock.
+#[derive(Clone, Copy)]
+pub(crate) struct Sighting {
+    pub(crate) head: Head,
+    pub(crate) parts: Parts,
+    pub(crate) item: RacySpan,
 }

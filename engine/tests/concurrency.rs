@@ -13,8 +13,8 @@ use std::thread;
 
 use kiln_engine::policy::PolicyKind;
 use kiln_engine::{
-    ArithmeticOptions, ArithmeticOutcome, DeleteOptions, DeleteOutcome, Direction, Expiry,
-    GetOptions, Store, StoreConfig, Value, WriteMode, WriteOptions, WriteOutcome,
+    Appended, ArithmeticOptions, ArithmeticOutcome, DeleteOptions, DeleteOutcome, Direction,
+    Expiry, GetOptions, Store, StoreConfig, Value, WriteMode, WriteOptions, WriteOutcome,
 };
 
 const THREADS: usize = 4;
@@ -173,6 +173,32 @@ fn appends_of_many_threads_are_all_there_and_whole() {
 
 /// Everything at once, over few keys and with far more data than fits. A value is made from its
 /// key and a seed of its own that stands at its beginning, so a reader can tell a torn one.
+/// Values of one key change under the readers all the time, and with them its length and version.
+#[test]
+fn what_is_read_into_an_output_is_of_one_moment_while_writers_are_at_the_item() {
+    const READS: u64 = 60_000;
+    let store = store(16 << 20, PolicyKind::DEFAULT);
+    set(&store, b"hot", &value_of(b"hot", 0, 64));
+    let (read, undone) = (AtomicU64::new(0), AtomicU64::new(0));
+    in_threads(|thread, random| {
+        for _ in 0..READS {
+            if thread == 0 {
+                let len = 9 + random.below(1_000);
+                set(&store, b"hot", &value_of(b"hot", random.next(), len));
+                continue;
+            }
+            match append(&store, b"hot", &GetOptions::PLAIN) {
+                Appended::Hit(_) => read.fetch_add(1, Ordering::Relaxed),
+                Appended::Undone => undone.fetch_add(1, Ordering::Relaxed),
+                Appended::Miss => panic!("the item is always there"),
+            };
+        }
+    });
+    assert_eq!(read.load(Ordering::Relaxed) + undone.load(Ordering::Relaxed), 3 * READS);
+    assert!(read.load(Ordering::Relaxed) > 0);
+    assert_eq!(store.stats().get_hits, read.load(Ordering::Relaxed), "what is undone is no hit");
+}
+
 #[test]
 fn under_everything_at_once_no_value_is_torn_and_the_ceiling_holds() {
     for policy in [PolicyKind::DEFAULT, PolicyKind::Lru, PolicyKind::Lfu, PolicyKind::None] {
@@ -228,6 +254,13 @@ fn anything(store: &Store, random: &mut Random) -> u64 {
         0..7 => {
             let touch = (random.below(4) == 0).then_some(Expiry::At(NOW + 60_000));
             let options = GetOptions { touch, ..GetOptions::default() };
+            if random.below(2) == 0 {
+                match append(store, &key, &options) {
+                    Appended::Hit(_) => return 1,
+                    Appended::Miss => return 0,
+                    Appended::Undone => {}
+                }
+            }
             let read = store.get(&key, hash, &options, NOW, |info, value| match value {
                 Value::Inline(bytes) => (info.value_len, bytes.to_vec()),
                 // Read while others replace the item.
@@ -308,6 +341,26 @@ fn set(store: &Store, key: &[u8], value: &[u8]) {
 
 fn get(store: &Store, key: &[u8]) -> Option<Vec<u8>> {
     store.get(key, Store::hash(key), &GetOptions::default(), NOW, |_, value| bytes(value))
+}
+
+/// Reads an item into an output that holds something already, and checks what is there then.
+fn append(store: &Store, key: &[u8], options: &GetOptions) -> Appended<usize> {
+    const BEFORE: &[u8] = b"before";
+    // Sometimes with room for the value, sometimes not.
+    let mut out = Vec::with_capacity(BEFORE.len() + key.len() * 8);
+    out.extend_from_slice(BEFORE);
+    let appended = store.get_into(key, Store::hash(key), options, NOW, &mut out, |info, out| {
+        out.push(b':');
+        Some(info.value_len)
+    });
+    let Appended::Hit(value_len) = appended else {
+        assert_eq!(out, BEFORE);
+        return appended;
+    };
+    let value = out.strip_prefix(b"before:").unwrap();
+    assert_eq!(Some(value.len()), value_len);
+    assert_whole(key, value);
+    appended
 }
 
 fn bytes(value: Value<'_>) -> Vec<u8> {

@@ -6,8 +6,9 @@
 //! task hop on the way.
 
 use kiln_engine::{
-    ArithmeticOptions, ArithmeticOutcome, DeleteOptions, DeleteOutcome, Direction, Expiry,
-    GetOptions, ItemInfo, Refill, TouchOutcome, Value, WriteMode, WriteOptions, WriteOutcome,
+    Appended, ArithmeticOptions, ArithmeticOutcome, DeleteOptions, DeleteOutcome, Direction,
+    Expiry, GetOptions, ItemInfo, Refill, Store, TouchOutcome, Value, WriteMode, WriteOptions,
+    WriteOutcome,
 };
 use kiln_protocol::command::{self, Command, ItemMeta, Outcome, RefillRight, StoreMode, Ttl};
 
@@ -16,12 +17,46 @@ use crate::{caches::Cache, cluster::Cluster};
 /// Ends of items this near are judged by the replication core, which knows other nodes' clocks.
 const END_NEAR_MS: u64 = 10_000;
 
-/// Where the outcome of a command goes. Exactly one of the two is called, once.
+/// Where the outcome of a command goes. Exactly one of `hit` and `outcome` is called, once, unless
+/// `append` has answered.
 pub(crate) trait Sink {
+    /// Answers a read of a small item straight from where that lies, if this sink can. A miss is
+    /// told, not answered.
+    #[inline]
+    fn append(&mut self, _read: &PlainRead<'_>) -> Appended<()> {
+        Appended::Undone
+    }
     /// A read found the item. May run under a lock when the value is inline: copy and return.
     fn hit(self, item: &ItemMeta, value: Value<'_>);
     /// Anything else.
     fn outcome(self, outcome: &Outcome);
+}
+
+/// A read that asks for nothing but what is there.
+pub(crate) struct PlainRead<'a> {
+    store: &'a Store,
+    key: &'a [u8],
+    hash: u64,
+    no_bump: bool,
+    now_ms: u64,
+}
+
+impl PlainRead<'_> {
+    /// Appends what `begin` does and, if that returns something, the value: see
+    /// [`Store::get_into`].
+    #[inline]
+    pub(crate) fn append<A>(
+        &self,
+        replies: &mut Vec<u8>,
+        begin: impl FnOnce(&ItemMeta, &mut Vec<u8>) -> Option<A>,
+    ) -> Appended<A> {
+        const QUIET: GetOptions = GetOptions { no_bump: true, ..GetOptions::PLAIN };
+        let options = if self.no_bump { &QUIET } else { &GetOptions::PLAIN };
+        let now_ms = self.now_ms;
+        self.store.get_into(self.key, self.hash, options, now_ms, replies, |info, replies| {
+            begin(&meta(info, now_ms), replies)
+        })
+    }
 }
 
 /// Runs a command on a key of this node. `hash` is that of its key, as the store hashes.
@@ -101,7 +136,16 @@ pub(crate) fn read_directly(
 }
 
 #[inline]
-fn execute_get(cache: &Cache, get: &command::Get<'_>, hash: u64, now_ms: u64, sink: impl Sink) {
+fn execute_get(cache: &Cache, get: &command::Get<'_>, hash: u64, now_ms: u64, mut sink: impl Sink) {
+    if get.touch.is_none() && get.vivify.is_none() && get.recache_below_ms.is_none() {
+        let store = &cache.store;
+        let read = PlainRead { store, key: get.key, hash, no_bump: get.no_bump, now_ms };
+        match sink.append(&read) {
+            Appended::Hit(_) => return,
+            Appended::Miss => return sink.outcome(&Outcome::NotFound),
+            Appended::Undone => {}
+        }
+    }
     let expiry = |ttl| expiry(cache, ttl, now_ms);
     let options = GetOptions {
         touch: get.touch.map(expiry),

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ahash::RandomState;
-use kiln_engine::{GetOptions, Store, StoreConfig, StoreError, Value, WriteOptions};
+use kiln_engine::{Appended, GetOptions, Store, StoreConfig, StoreError, Value, WriteOptions};
 use parking_lot::Mutex;
 
 use crate::keys::{KEY_LEN, Key, VALUE_LEN, key, value};
@@ -330,17 +330,26 @@ impl Kiln {
         START_MS + self.began.elapsed().as_millis() as u64
     }
 
+    /// As the server reads: straight into its output, and in the other way what cannot be read so.
+    #[inline(always)]
     fn get_hashed(&self, key: &Key, hash: u64, now_ms: u64, into: &mut Vec<u8>) -> bool {
-        let copy = |_: &_, value: Value<'_>| {
-            into.clear();
-            match value {
-                Value::Inline(bytes) => into.extend_from_slice(bytes),
-                Value::Large(pinned) => {
-                    pinned.slices().iter().for_each(|piece| into.extend_from_slice(piece));
-                }
+        into.clear();
+        match self.store.get_into(key, hash, &GetOptions::PLAIN, now_ms, into, |_, _| Some(())) {
+            Appended::Hit(_) => true,
+            Appended::Miss => false,
+            Appended::Undone => self.get_involved(key, hash, now_ms, into),
+        }
+    }
+
+    #[cold]
+    fn get_involved(&self, key: &Key, hash: u64, now_ms: u64, into: &mut Vec<u8>) -> bool {
+        let copy = |_: &_, value: Value<'_>| match value {
+            Value::Inline(bytes) => into.extend_from_slice(bytes),
+            Value::Large(pinned) => {
+                pinned.slices().iter().for_each(|piece| into.extend_from_slice(piece));
             }
         };
-        self.store.get(key, hash, &GetOptions::default(), now_ms, copy).is_some()
+        self.store.get(key, hash, &GetOptions::PLAIN, now_ms, copy).is_some()
     }
 
     fn set_hashed(&self, key: &Key, hash: u64, value: &[u8], now_ms: u64) {

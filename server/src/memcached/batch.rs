@@ -8,7 +8,7 @@
 //!
 //! The scratch memory is one per worker: a connection that waits holds none of it.
 
-use kiln_engine::{Store, Value};
+use kiln_engine::{Appended, Store, Value};
 use kiln_protocol::Parsed;
 use kiln_protocol::command::{Delete, ItemMeta, Outcome};
 use kiln_protocol::memcached::{
@@ -17,7 +17,7 @@ use kiln_protocol::memcached::{
 
 use crate::connection::budget::Share;
 use crate::connection::{Context, Output, Then, WorkerMemory};
-use crate::execute::{Sink, execute, meta};
+use crate::execute::{PlainRead, Sink, execute, meta};
 use crate::memcached::{PROTOCOL_VERSION, stats};
 
 /// Requests parsed ahead, so that what they need can be fetched ahead.
@@ -178,6 +178,20 @@ pub(super) struct ToClient<'a, 'r> {
 }
 
 impl Sink for ToClient<'_, '_> {
+    #[inline]
+    fn append(&mut self, read: &PlainRead<'_>) -> Appended<()> {
+        let Self { reply, replies, .. } = self;
+        let appended = read.append(replies, |item, replies| reply.begin_hit(item, replies));
+        match appended {
+            Appended::Hit(end) => {
+                replies.extend_from_slice(end.unwrap_or_default());
+                Appended::Hit(None)
+            }
+            Appended::Miss => Appended::Miss,
+            Appended::Undone => Appended::Undone,
+        }
+    }
+
     #[inline]
     fn hit(self, item: &ItemMeta, value: Value<'_>) {
         match value {

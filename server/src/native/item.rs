@@ -1,6 +1,6 @@
 //! One operation on one item, alone or as an element of a batch.
 
-use kiln_engine::{Store, Value};
+use kiln_engine::{Appended, Store, Value};
 use kiln_protocol::{
     command::{Command, Get, ItemMeta, Outcome},
     native::{
@@ -12,7 +12,7 @@ use kiln_protocol::{
 use crate::{
     caches::Cache,
     connection::{Context, Output, budget::Share},
-    execute::{Sink, execute},
+    execute::{PlainRead, Sink, execute},
     native::{
         COMPRESS_MAX, COMPRESS_MIN,
         batch::{NO_SUCH_CACHE, Scratch},
@@ -270,6 +270,19 @@ pub(super) struct Aside<'a, 'i> {
 }
 
 impl Sink for Aside<'_, '_> {
+    #[inline]
+    fn append(&mut self, read: &PlainRead<'_>) -> Appended<()> {
+        let ToClient { answer, no_value, ref compressed, ref mut replies, .. } = self.sink;
+        // Most answers are of this kind; the others are not worth a second way of writing them.
+        if no_value || compressed.is_some() || !matches!(answer, Answer::Frame { id: 1.. }) {
+            return Appended::Undone;
+        }
+        read.append(replies, |item, replies| {
+            answer.hit_head(HitHead { item, with_value: true }, replies);
+            Some(())
+        })
+    }
+
     #[inline]
     fn hit(self, item: &ItemMeta, value: Value<'_>) {
         let Self { sink, item: aside } = self;
