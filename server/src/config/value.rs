@@ -5,6 +5,7 @@
 //! it.
 
 use std::{
+    borrow::Cow,
     fmt::{self, Display},
     net::{IpAddr, Ipv6Addr},
     path::{Path, PathBuf},
