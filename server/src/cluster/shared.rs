@@ -149,6 +149,11 @@ impl Cluster {
         self.topology.load()
     }
 
+    /// Follows the table: the newest one, and a sign when there is a newer.
+    pub(crate) fn follow(&self) -> watch::Receiver<Arc<Topology>> {
+        self.followed.subscribe()
+    }
+
     /// What was seen of the cluster lately.
     pub(crate) fn overview(&self) -> Arc<Overview> {
         self.overview.load_full()
@@ -332,6 +337,8 @@ fn code_of(error: &CommitError) -> ErrorCode {
     match error {
         CommitError::Rejected(Rejected::CacheExists) => ErrorCode::CacheExists,
         CommitError::Rejected(Rejected::UnknownCache) => ErrorCode::NoSuchCache,
+        CommitError::Rejected(Rejected::StreamExists) => ErrorCode::CacheExists,
+        CommitError::Rejected(Rejected::UnknownStream) => ErrorCode::NoSuchCache,
         CommitError::Rejected(Rejected::TooMany { .. }) => ErrorCode::LimitReached,
         CommitError::Rejected(_) => ErrorCode::BadArgument,
         CommitError::NoLeader(_) | CommitError::NoCluster | CommitError::Busy => ErrorCode::Busy,
