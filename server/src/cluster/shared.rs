@@ -149,11 +149,6 @@ impl Cluster {
         self.topology.load()
     }
 
-    /// Follows the table: the newest one, and a sign when there is a newer.
-    pub(crate) fn follow(&self) -> watch::Receiver<Arc<Topology>> {
-        self.followed.subscribe()
-    }
-
     /// What was seen of the cluster lately.
     pub(crate) fn overview(&self) -> Arc<Overview> {
         self.overview.load_full()

@@ -40,6 +40,7 @@ mod query;
 mod replays;
 mod scan;
 mod socket;
+mod streams;
 mod upload;
 mod value;
 
@@ -184,6 +185,7 @@ fn router(gateway: &Arc<Gateway>) -> Router {
         )
         .route("/v1/caches/{cache}/keys", get(scan::run).delete(caches::flush))
         .route("/v1/caches/{cache}/batch", post(batch::run))
+        .merge(streams::routes())
         .merge(dashboard::routes(&gateway.node).with_state(Arc::clone(&gateway.node)))
         .fallback(problem::not_found)
         .method_not_allowed_fallback(problem::method_not_allowed)
