@@ -39,6 +39,15 @@ pub const NODES_MAX: usize = 1_024;
 /// Most caches in a table.
 pub const CACHES_MAX: usize = 1_024;
 
+/// Most streams in a table.
+pub const STREAMS_MAX: usize = 256;
+
+/// Longest name of a stream, in bytes: its caches are named after it.
+pub const STREAM_NAME_LEN_MAX: usize = 56;
+
+/// Longest definition of a stream, in bytes.
+pub const STREAM_DEFINITION_LEN_MAX: usize = 16 << 10;
+
 /// Longest name of a cache, in bytes.
 pub const CACHE_NAME_LEN_MAX: usize = 64;
 
@@ -195,6 +204,10 @@ pub struct Topology {
     pub next_cache: CacheId,
     /// Who holds what.
     pub groups: BTreeMap<GroupKey, Vec<PartitionState>>,
+    /// All streams of sensor readings: name to definition, in JSON. Nothing here depends on what
+    /// it says. Tables written before there were streams have none.
+    #[serde(default)]
+    pub streams: BTreeMap<String, String>,
 }
 
 impl Topology {
@@ -211,6 +224,7 @@ impl Topology {
             cache_names: BTreeMap::new(),
             next_cache: CacheId(1),
             groups: BTreeMap::new(),
+            streams: BTreeMap::new(),
         }
     }
 

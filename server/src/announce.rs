@@ -21,7 +21,7 @@ impl fmt::Display for ReadyLine<'_> {
         write!(f, " memcached={}", OrOff(endpoints.memcached_tcp()))?;
         write!(f, " native={}", OrOff(endpoints.native))?;
         write!(f, " http={}", OrOff(endpoints.http))?;
-        write!(f, " peer={} ingest={}", OrOff(endpoints.peer), config.listen_ingest)
+        write!(f, " peer={} ingest={}", OrOff(endpoints.peer), OrOff(endpoints.ingest))
     }
 }
 
@@ -54,6 +54,13 @@ pub(crate) fn banner(node: &Node, loaded: &Loaded) -> String {
         Some(address) => format!("  nodes      {address} (kiln serve --join {address})"),
         None => "  nodes      off".to_owned(),
     });
+    if let Some(address) = endpoints.ingest {
+        lines.push(format!(
+            "  readings   {address} (echo 'sensor1, 12' | nc -N {} {})",
+            address.ip(),
+            address.port()
+        ));
+    }
     lines.push(format!(
         "  memory     {}, eviction {}, longest value {}",
         config.memory, config.eviction, config.max_item_size
@@ -117,11 +124,12 @@ mod tests {
             native: Some(at("127.0.0.1:4712")),
             http: Some(at("[::1]:80")),
             peer: Some(at("127.0.0.1:4713")),
+            ingest: Some(at("127.0.0.1:4714")),
         });
         assert_eq!(
             ReadyLine { node: &node }.to_string(),
             "ready name=n1 memcached=127.0.0.1:4711 native=127.0.0.1:4712 http=[::1]:80 \
-             peer=127.0.0.1:4713 ingest=off"
+             peer=127.0.0.1:4713 ingest=127.0.0.1:4714"
         );
     }
 

@@ -270,14 +270,6 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_that_is_not_available_yet_is_refused() {
-        assert!(settings(&["--listen-ingest", "off"]).is_ok());
-        let error = settings(&["--listen-ingest", "127.0.0.1:7313"]).unwrap_err();
-        assert!(error.to_string().contains("not available yet"), "{error}");
-        assert_eq!(error.exit_code(), 2);
-    }
-
-    #[test]
     fn a_node_to_join_is_named_with_its_port() {
         assert_eq!(settings(&["--join", "a:1,b:2"]).unwrap(), [("join", "a:1,b:2".to_owned())]);
         assert_eq!(settings(&["--join", "a"]).unwrap_err().exit_code(), 2);

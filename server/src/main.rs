@@ -33,6 +33,7 @@ mod process;
 mod serve;
 mod shutdown;
 mod stream;
+mod streams;
 mod upkeep;
 mod worker;
 

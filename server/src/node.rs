@@ -29,6 +29,7 @@ use crate::{
     http::{self, Figures},
     latency::Latencies,
     shutdown::Shutdown,
+    streams::Streams,
 };
 
 /// One running node.
@@ -62,6 +63,8 @@ pub(crate) struct Node {
     pub(crate) http: Figures,
     /// The other nodes, once this one is in a cluster. Never, when it listens for none.
     pub(crate) cluster: OnceLock<Arc<Cluster>>,
+    /// Sensor readings and what is made of them.
+    pub(crate) streams: Streams,
 }
 
 /// A node that stays alone was asked for copies.
@@ -80,6 +83,8 @@ pub(crate) struct Endpoints {
     pub(crate) http: Option<SocketAddr>,
     /// Other nodes.
     pub(crate) peer: Option<SocketAddr>,
+    /// Sensors that send lines.
+    pub(crate) ingest: Option<SocketAddr>,
 }
 
 impl Endpoints {
@@ -156,6 +161,7 @@ impl Node {
             upkeep: Heartbeat::default(),
             http: Figures::new(http::threads(config.threads.0)),
             cluster: OnceLock::new(),
+            streams: Streams::new(memory, config.threads.0),
             config,
         })
     }
@@ -209,12 +215,23 @@ impl Node {
     /// when it is too low or too high to be had, and then nothing changes.
     pub(crate) fn set_memory(&self, memory: usize) -> bool {
         let shares = Shares::of(memory, self.value_len_max());
-        if memory / 2 < self.value_len_max() || !self.caches.set_total(shares.store) {
+        let streams = self.streams.share_of(memory);
+        let store = shares.store.saturating_sub(streams).max(kiln_engine::MEMORY_MIN);
+        if memory / 2 < self.value_len_max() || !self.caches.set_total(store) {
             return false;
         }
         self.memory.store(memory, Relaxed);
+        self.streams.state.set_memory(memory);
         tracing::info!(bytes = memory, "memory ceiling changed");
         true
+    }
+
+    /// There are streams from now on: their state is part of the node's memory, and the stores give
+    /// what it may take.
+    pub(crate) fn reserve_stream_state(&self) {
+        if self.streams.begin_reserving() && !self.set_memory(self.memory()) {
+            tracing::warn!("the caches cannot spare the memory that stream state may take");
+        }
     }
 
     /// The counters of all workers, summed now.

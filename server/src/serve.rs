@@ -8,6 +8,8 @@
 //!   kiln-main    signals, start and stop
 //!   kiln-work-N  connections (see `worker`)
 //!   kiln-http    HTTP: items, caches, health, metrics
+//!   kiln-stream-N  sensor streams: one for some of the partitions each (see `streams`)
+//!   kiln-lines   readings as lines
 //!   kiln-upkeep  ends items whose time is over
 //!   kiln-cluster other nodes: links and the replication core (see `cluster`)
 //!   kiln-control the controller group (see `control`)
@@ -39,7 +41,7 @@ use crate::{
     logging,
     node::{Endpoints, Node},
     pid_file::PidFile,
-    process,
+    process, streams,
     upkeep::Upkeep,
     worker::{self, Handovers},
 };
@@ -96,6 +98,18 @@ pub(crate) fn run(loaded: Loaded) -> Result<(), Failure> {
             return Ok(());
         }
     }
+    let streams = streams::Running::start(&node).map_err(thread_failure)?;
+    if config.join.addresses().is_empty() {
+        runtime.block_on(make_streams(&node, &loaded))?;
+    } else if !loaded.streams.is_empty() {
+        tracing::info!("the streams of the file are not made: the cluster to join has its own");
+    }
+    let lines = match sockets.ingest {
+        Some(listener) => {
+            Some(streams::Door::start(Arc::clone(&node), listener).map_err(thread_failure)?)
+        }
+        None => None,
+    };
     let mut workers = Workers::start(&node, &sockets.clients)?;
     let http = match sockets.http {
         Some(listener) => {
@@ -146,9 +160,13 @@ pub(crate) fn run(loaded: Loaded) -> Result<(), Failure> {
             }
         }
     });
+    if let Some(door) = lines {
+        door.stop();
+    }
     if let Some(server) = http {
         server.stop();
     }
+    streams.stop();
     upkeep.stop();
     if let Some(running) = clustered {
         runtime.block_on(running.stop());
@@ -182,6 +200,17 @@ fn make_caches(node: &Node, loaded: &Loaded) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Makes the streams that the file asks for.
+async fn make_streams(node: &Node, loaded: &Loaded) -> Result<(), Failure> {
+    for (name, text) in &loaded.streams {
+        let made = node.streams.registry.create(node, name, text).await;
+        made.map_err(|error| {
+            Failure::Failed(format!("cannot make the stream `{name}` (streams): {error}"))
+        })?;
+    }
+    Ok(())
+}
+
 fn load_users(config: &Config) -> Result<Option<AuthFile>, Failure> {
     let Some(path) = config.auth_file.get() else { return Ok(None) };
     let users = AuthFile::load(path);
@@ -195,6 +224,7 @@ struct Sockets {
     clients: Vec<Listener>,
     http: Option<TcpListener>,
     peer: Option<TcpListener>,
+    ingest: Option<TcpListener>,
     _socket_file: Option<SocketFile>,
 }
 
@@ -218,7 +248,8 @@ impl Sockets {
         }
         let http = listen::tcp("listen_http", &config.listen_http)?;
         let peer = listen::tcp("listen_peer", &config.listen_peer)?;
-        Ok(Self { clients, http, peer, _socket_file: socket_file })
+        let ingest = listen::tcp("listen_ingest", &config.listen_ingest)?;
+        Ok(Self { clients, http, peer, ingest, _socket_file: socket_file })
     }
 
     fn endpoints(&self) -> Result<Endpoints, Failure> {
@@ -235,6 +266,9 @@ impl Sockets {
         }
         if let Some(listener) = &self.peer {
             endpoints.peer = Some(listener.local_addr().map_err(socket_failure)?);
+        }
+        if let Some(listener) = &self.ingest {
+            endpoints.ingest = Some(listener.local_addr().map_err(socket_failure)?);
         }
         Ok(endpoints)
     }

@@ -47,12 +47,6 @@ fn a_misspelt_variable_keeps_the_node_from_starting_and_is_corrected() {
 }
 
 #[test]
-fn a_flag_of_a_later_version_is_refused() {
-    let finished = run(&["serve", "--listen-ingest", "127.0.0.1:0"]);
-    assert!(finished.err.contains("not available yet"), "{}", finished.err);
-}
-
-#[test]
 fn settings_of_the_cluster_that_do_not_fit_are_refused_with_a_reason() {
     for (flags, reason) in [
         (["--join", "somewhere"], "HOST:PORT"),

@@ -139,7 +139,7 @@ pub enum ArrivalWord {
 #[serde(
     untagged,
     deny_unknown_fields,
-    expecting = "expected a cache name, \"arrival\" or {\"cache\": NAME, \"by\": \"time\" | \"arrival\"}"
+    expecting = "expected a cache name, \"arrival\" or {\"cache\": NAME, \"by\": \"time\" | \"arrival\", \"memcached\": true}"
 )]
 pub enum Latest {
     /// The word `arrival`: the cache named like the stream, the last to arrive wins.
@@ -154,12 +154,15 @@ pub enum Latest {
         /// Which reading is the latest.
         #[serde(default)]
         by: LatestBy,
+        /// Also in the cache `default`, which memcached clients read.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        memcached: bool,
     },
 }
 
 impl Default for Latest {
     fn default() -> Self {
-        Self::Full { cache: None, by: LatestBy::Time }
+        Self::Full { cache: None, by: LatestBy::Time, memcached: false }
     }
 }
 
@@ -171,6 +174,11 @@ impl Latest {
             Self::Cache(name) => Some(name),
             Self::Full { cache, .. } => cache.as_deref(),
         }
+    }
+
+    /// Whether memcached clients shall find the latest values too.
+    pub fn is_for_memcached(&self) -> bool {
+        matches!(self, Self::Full { memcached: true, .. })
     }
 
     /// Which reading is the latest.

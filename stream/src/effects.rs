@@ -185,6 +185,16 @@ impl Effects {
         })
     }
 
+    /// Whether nothing came of the record but latest values.
+    pub fn is_quiet(&self) -> bool {
+        self.windows.is_empty()
+            && self.retractions.is_empty()
+            && self.alarms.is_empty()
+            && self.fits.is_empty()
+            && self.late_readings.is_empty()
+            && !self.flushed
+    }
+
     pub(crate) fn push_window(
         &mut self,
         at: WindowAt,

@@ -267,6 +267,11 @@ impl Operator {
         silence.into_iter().chain(missing).min()
     }
 
+    /// Whether windows are open: whether it matters to it how far event time is.
+    pub fn is_waiting(&self) -> bool {
+        self.next_due != i64::MAX
+    }
+
     /// The plan it works by.
     pub fn plan(&self) -> &Arc<Plan> {
         &self.plan

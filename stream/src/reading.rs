@@ -211,12 +211,39 @@ impl Batch {
     }
 
     /// Splits by `partition_of(sensor)`, ascending; the order of arrival stays within each part.
+    ///
+    /// By counting, and each part in memory of the right size: with thousands of partitions a part
+    /// is a few readings, and growing them would cost more than applying them. The table of counts
+    /// has an entry for each partition up to the highest.
     pub fn split(&self, mut partition_of: impl FnMut(&[u8]) -> u32) -> Vec<(u32, Batch)> {
-        let mut parts = std::collections::BTreeMap::<u32, Batch>::new();
-        for reading in self.iter() {
-            parts.entry(partition_of(reading.sensor)).or_default().push_checked(reading);
+        let partitions: Vec<u32> = (0..self.len()).map(|i| partition_of(self.sensor(i))).collect();
+        let Some(highest) = partitions.iter().copied().max() else { return Vec::new() };
+        // Readings and bytes of ids of each partition.
+        let mut sizes = vec![(0_u32, 0_u32); highest as usize + 1];
+        for (i, partition) in partitions.iter().enumerate() {
+            let size = &mut sizes[*partition as usize];
+            size.0 += 1;
+            size.1 += self.sensor(i).len() as u32;
         }
-        parts.into_iter().collect()
+        let mut parts = Vec::new();
+        for (partition, (readings, bytes)) in (0..).zip(&mut sizes) {
+            if *readings > 0 {
+                let part = Batch {
+                    ids: Vec::with_capacity(*bytes as usize),
+                    ends: Vec::with_capacity(*readings as usize),
+                    times: Vec::with_capacity(*readings as usize),
+                    values: Vec::with_capacity(*readings as usize),
+                };
+                // From here on the place of the part.
+                *readings = parts.len() as u32;
+                parts.push((partition, part));
+            }
+        }
+        for (i, partition) in partitions.iter().enumerate() {
+            let place = sizes[*partition as usize].0 as usize;
+            parts[place].1.push_checked(self.get(i));
+        }
+        parts
     }
 }
 

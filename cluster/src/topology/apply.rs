@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use super::{
     Applied, CACHE_NAME_LEN_MAX, CACHES_MAX, COMMANDS_PER_BATCH_MAX, CacheFault, CacheSettings,
     CacheSpec, NODES_MAX, NodeInfo, NodeProfile, NodeState, PartitionState, ReadMode, Rejected,
-    Topology, TopologyCommand,
+    STREAM_DEFINITION_LEN_MAX, STREAM_NAME_LEN_MAX, STREAMS_MAX, Topology, TopologyCommand,
 };
 use crate::ids::{GroupKey, Incarnation, Member, Mode, NodeId, PartitionId, Place};
 use crate::placement::COPIES_MAX;
@@ -116,6 +116,13 @@ impl Topology {
                 self.acknowledge_loss(*group, *partition)
             }
             TopologyCommand::Batch(_) => Err(Rejected::Nested),
+            TopologyCommand::CreateStream { name, definition } => {
+                self.create_stream(name, definition)
+            }
+            TopologyCommand::DropStream { name } => {
+                let known = self.streams.remove(name);
+                known.map(|_| Applied::default()).ok_or(Rejected::UnknownStream)
+            }
         }
     }
 
@@ -285,6 +292,27 @@ impl Topology {
     fn drop_cache(&mut self, name: &str) -> Result<Applied, Rejected> {
         let spec = self.caches.remove(name).ok_or(Rejected::UnknownCache)?;
         self.cache_names.remove(&spec.id);
+        Ok(Applied::default())
+    }
+
+    fn create_stream(&mut self, name: &str, definition: &str) -> Result<Applied, Rejected> {
+        match self.streams.get(name) {
+            // Asked twice, as when a node starts again with the same file.
+            Some(known) if known == definition => return Err(Rejected::NoChange),
+            Some(_) => return Err(Rejected::StreamExists),
+            None if self.streams.len() >= STREAMS_MAX => {
+                return Err(Rejected::TooMany { limit: STREAMS_MAX });
+            }
+            None => {}
+        }
+        let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+        if !(1..=STREAM_NAME_LEN_MAX).contains(&name.len())
+            || !name.bytes().all(is_plain)
+            || definition.len() > STREAM_DEFINITION_LEN_MAX
+        {
+            return Err(Rejected::Stream);
+        }
+        self.streams.insert(name.to_owned(), definition.to_owned());
         Ok(Applied::default())
     }
 

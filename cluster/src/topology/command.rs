@@ -184,6 +184,18 @@ pub enum TopologyCommand {
     },
     /// Several, in order, as one entry of the log. Those that are refused do not stop the others.
     Batch(Vec<TopologyCommand>),
+    /// A stream is made. Its caches are made before, by commands of their own.
+    CreateStream {
+        /// Its name.
+        name: String,
+        /// What it is, in JSON; checked by whoever asks.
+        definition: String,
+    },
+    /// A stream is dropped. Its caches stay until they are dropped themselves.
+    DropStream {
+        /// Its name.
+        name: String,
+    },
 }
 
 impl TopologyCommand {
@@ -246,6 +258,20 @@ pub enum Rejected {
     /// There is a cache of this name.
     #[error("a cache of this name exists")]
     CacheExists,
+    /// There is no such stream.
+    #[error("no stream of this name")]
+    UnknownStream,
+    /// There is a stream of this name.
+    #[error("a stream of this name exists")]
+    StreamExists,
+    /// The stream cannot be as described.
+    #[error(
+        "stream refused: the name must be 1 to {limit} of a-z A-Z 0-9 - _ ., and the definition \
+         not longer than {definition_limit} bytes",
+        limit = super::STREAM_NAME_LEN_MAX,
+        definition_limit = super::STREAM_DEFINITION_LEN_MAX
+    )]
+    Stream,
     /// The cache cannot be as described.
     #[error("cache refused: {0}")]
     Cache(#[from] CacheFault),

@@ -461,3 +461,31 @@ fn the_first_node_takes_a_new_group_whole_and_at_once() {
     let again = TopologyCommand::claim(group, topology.partitions, me).collect();
     refused(&mut topology, &TopologyCommand::Batch(again));
 }
+
+#[test]
+fn a_stream_is_made_once_is_bounded_and_is_absent_from_tables_of_before() {
+    let mut topology = Topology::new(ClusterId(1), 4);
+    let create = |name: &str, definition: &str| TopologyCommand::CreateStream {
+        name: name.to_owned(),
+        definition: definition.to_owned(),
+    };
+    let before = rmp_serde::to_vec(&topology).expect("encoded");
+    topology.apply(&create("plant", "{}")).expect("made");
+    assert_eq!(topology.apply(&create("plant", "{}")), Err(Rejected::NoChange));
+    assert_eq!(topology.apply(&create("plant", "{ }")), Err(Rejected::StreamExists));
+    for (name, definition) in
+        [("", ""), ("a b", ""), (&*"x".repeat(57), ""), ("y", &"x".repeat(16 * 1024 + 1))]
+    {
+        assert_eq!(topology.apply(&create(name, definition)), Err(Rejected::Stream));
+    }
+    let bytes = rmp_serde::to_vec(&topology).expect("encoded");
+    assert_eq!(rmp_serde::from_slice::<Topology>(&bytes).expect("decoded"), topology);
+    // A table without the last field, as it was written before.
+    let mut old = before;
+    assert_eq!((old[0], old.pop()), (0x9a, Some(0x80)));
+    old[0] = 0x99;
+    assert!(rmp_serde::from_slice::<Topology>(&old).expect("decoded").streams.is_empty());
+    let drop = TopologyCommand::DropStream { name: "plant".to_owned() };
+    topology.apply(&drop).expect("dropped");
+    assert_eq!(topology.apply(&drop), Err(Rejected::UnknownStream));
+}

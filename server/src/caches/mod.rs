@@ -328,6 +328,11 @@ impl Caches {
         self.table.load()
     }
 
+    /// The caches now, for whoever waits while it holds them.
+    pub(crate) fn load_full(&self) -> Arc<Table> {
+        self.table.load_full()
+    }
+
     /// The cache `default`.
     #[inline]
     pub(crate) fn default_cache(&self) -> &Arc<Cache> {

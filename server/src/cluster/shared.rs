@@ -332,6 +332,8 @@ fn code_of(error: &CommitError) -> ErrorCode {
     match error {
         CommitError::Rejected(Rejected::CacheExists) => ErrorCode::CacheExists,
         CommitError::Rejected(Rejected::UnknownCache) => ErrorCode::NoSuchCache,
+        CommitError::Rejected(Rejected::StreamExists) => ErrorCode::CacheExists,
+        CommitError::Rejected(Rejected::UnknownStream) => ErrorCode::NoSuchCache,
         CommitError::Rejected(Rejected::TooMany { .. }) => ErrorCode::LimitReached,
         CommitError::Rejected(_) => ErrorCode::BadArgument,
         CommitError::NoLeader(_) | CommitError::NoCluster | CommitError::Busy => ErrorCode::Busy,

@@ -13,7 +13,7 @@ use toml::{Spanned, de::DeValue};
 
 use kiln_protocol::native::admin::CacheSpec;
 
-use super::{Config, Fallback, SETTINGS, Setting, caches};
+use super::{Config, Fallback, SETTINGS, Setting, caches, streams};
 
 pub(super) const VARIABLE_PREFIX: &str = "KILN_";
 
@@ -22,6 +22,9 @@ pub(crate) const CONFIG_VARIABLE: &str = "KILN_CONFIG";
 
 /// Tell the commands that use a cluster where it is and who asks; no settings of a node.
 const CLIENT_VARIABLES: [&str; 3] = ["KILN_ADDRESS", "KILN_USER", "KILN_PASSWORD_FILE"];
+
+/// Where lines come in on a node whose file has streams and says nothing else.
+const INGEST_WITH_STREAMS: &str = "127.0.0.1:7313";
 
 /// A configuration file is small; something larger is the wrong file.
 const FILE_LEN_MAX: u64 = 1 << 20;
@@ -61,6 +64,8 @@ pub(crate) struct Loaded {
     pub(crate) file: Option<PathBuf>,
     /// Caches that the file asks for.
     pub(crate) caches: Vec<CacheSpec>,
+    /// Streams that the file asks for: name and definition, in JSON.
+    pub(crate) streams: Vec<(String, String)>,
     /// Canonical text and origin of each setting, in the order of [`SETTINGS`].
     pub(crate) texts: Vec<(String, Origin)>,
 }
@@ -111,7 +116,14 @@ impl Sources {
         layers.add_environment(&self.environment);
         layers.add_flags(&self.flags);
         let wanted = std::mem::take(&mut layers.caches);
-        let texts = layers.finish()?;
+        let streams = std::mem::take(&mut layers.streams);
+        let mut texts = layers.finish()?;
+        if !streams.is_empty()
+            && let Some((text, Origin::Default)) =
+                find("listen_ingest").and_then(|index| texts.get_mut(index))
+        {
+            INGEST_WITH_STREAMS.clone_into(text);
+        }
 
         let mut values = texts.iter().map(|(text, _)| text.clone());
         let config = Config::from_texts(|| values.next().unwrap_or_default())
@@ -126,7 +138,7 @@ impl Sources {
             )
         }));
         if conflicts.is_empty() {
-            Ok(Loaded { config, file, caches: wanted, texts })
+            Ok(Loaded { config, file, caches: wanted, streams, texts })
         } else {
             Err(conflicts.into_iter().map(ConfigError::Conflict).collect())
         }
@@ -137,12 +149,18 @@ impl Sources {
 struct Layers {
     texts: Vec<Option<(String, Origin)>>,
     caches: Vec<CacheSpec>,
+    streams: Vec<(String, String)>,
     errors: Vec<ConfigError>,
 }
 
 impl Default for Layers {
     fn default() -> Self {
-        Self { texts: vec![None; SETTINGS.len()], caches: Vec::new(), errors: Vec::new() }
+        Self {
+            texts: vec![None; SETTINGS.len()],
+            caches: Vec::new(),
+            streams: Vec::new(),
+            errors: Vec::new(),
+        }
     }
 }
 
@@ -189,6 +207,16 @@ impl Layers {
                         }
                     }
                 }));
+                continue;
+            }
+            if key.get_ref() == streams::TABLE {
+                match streams::read(value) {
+                    Ok(streams) => self.streams = streams,
+                    Err(wrong) => self.errors.extend(wrong.into_iter().map(|wrong| {
+                        let (_, place) = place(wrong.at);
+                        ConfigError::Invalid { place, key: wrong.key, reason: wrong.reason }
+                    })),
+                }
                 continue;
             }
             match scalar_text(value) {

@@ -11,6 +11,7 @@ mod caches;
 mod default;
 mod load;
 mod show;
+mod streams;
 mod value;
 
 use clap::ValueHint;
@@ -21,7 +22,7 @@ pub(crate) use load::{ConfigError, Loaded, Origin, Sources};
 pub(crate) use show::{render_effective, render_sample};
 pub(crate) use value::{
     Bytes, Count, Eviction, FileMode, Listen, LogFilter, LogFormat, NodeName, OptionalHost,
-    OptionalPath, Period, ReservedListen, Seeds, Switch, TomlForm, Value, Weight, Zone,
+    OptionalPath, Period, Seeds, Switch, TomlForm, Value, Weight, Zone,
 };
 
 /// What is known of a setting beside its value.
@@ -166,8 +167,9 @@ settings! {
         listen_native: Listen = Fixed("127.0.0.1:7311"), "HOST:PORT";
         /// Where other nodes connect. Off makes a node that stays alone.
         listen_peer: Listen = Fixed("127.0.0.1:7312"), "HOST:PORT";
-        /// Where sensor readings come in.
-        listen_ingest: ReservedListen = Fixed("off"), "HOST:PORT";
+        /// Where sensor readings come in as lines; 127.0.0.1:7313 when the file has streams and
+        /// nothing is said here.
+        listen_ingest: Listen = Fixed("off"), "HOST:PORT";
     }
     "Cluster" {
         /// Nodes of the cluster to join, at their peer addresses; names are resolved anew each

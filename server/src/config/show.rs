@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Loaded, Origin, SETTINGS, Setting, caches, value::TomlForm};
+use super::{Loaded, Origin, SETTINGS, Setting, caches, streams, value::TomlForm};
 
 /// The settings in effect, ready to be saved as a file; with where each came from if wanted.
 pub(crate) fn render_effective(loaded: &Loaded, with_origin: bool) -> String {
@@ -24,6 +24,7 @@ pub(crate) fn render_effective(loaded: &Loaded, with_origin: bool) -> String {
         };
     }
     caches::render(&loaded.caches, &mut out);
+    streams::render(&loaded.streams, &mut out);
     out
 }
 
@@ -55,6 +56,7 @@ pub(crate) fn render_sample() -> String {
         };
     }
     caches::render_sample(&mut out);
+    streams::render_sample(&mut out);
     out
 }
 

@@ -231,29 +231,6 @@ impl Display for Listen {
     }
 }
 
-/// A listener that this version does not have: the name is taken, only `off` is accepted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct ReservedListen;
-
-impl Value for ReservedListen {
-    const FORM: &'static str = "off: this listener is not available yet";
-
-    fn parse(text: &str) -> Result<Self, String> {
-        match Listen::parse(text)? {
-            Listen::Off => Ok(Self),
-            Listen::On { .. } => {
-                Err("this listener is not available yet; leave it out or write off".to_owned())
-            }
-        }
-    }
-}
-
-impl Display for ReservedListen {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("off")
-    }
-}
-
 /// Addresses of nodes to ask, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Seeds(Vec<String>);
@@ -607,12 +584,6 @@ mod tests {
             assert!(Listen::parse(text).is_err(), "{text}");
         }
         assert!(Listen::parse("::1:11211").unwrap_err().contains("[::1]:11211"));
-    }
-
-    #[test]
-    fn a_listener_of_a_later_version_says_so() {
-        assert_eq!(ReservedListen::parse("off"), Ok(ReservedListen));
-        assert!(ReservedListen::parse("127.0.0.1:7311").unwrap_err().contains("not available yet"));
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub(super) fn render(node: &Node) -> prometheus::Result<String> {
     about_caches(&mut families, node);
     about_cluster(&mut families, node);
     about_links(&mut families, node);
+    about_streams(&mut families, node);
     if let Some(usage) = Usage::read() {
         about_process(&mut families, node, usage);
     }
@@ -227,6 +228,68 @@ fn about_links(families: &mut Families, node: &Node) {
         let values: Vec<_> = values.iter().map(|(label, value)| (&label[..], *value)).collect();
         families.counter(name, help, &values);
     }
+}
+
+fn about_streams(families: &mut Families, node: &Node) {
+    let table = node.streams.registry.load();
+    families.one_gauge("kiln_streams", "Sensor streams.", table.len() as f64);
+    families.one_gauge(
+        "kiln_stream_state_limit_bytes",
+        "Memory that the state of all streams may take.",
+        node.streams.state.limit() as f64,
+    );
+    families.one_gauge(
+        "kiln_stream_state_used_bytes",
+        "Memory that the state of all streams takes.",
+        node.streams.state.used() as f64,
+    );
+    if table.is_empty() {
+        return;
+    }
+    let read: Vec<_> = table.values().map(|stream| (stream, stream.figures.read())).collect();
+    let labels: Vec<_> = read.iter().map(|(stream, _)| [("stream", &*stream.name)]).collect();
+    type Of = fn(&crate::streams::FigureValues) -> u64;
+    let counters: [(&str, &str, Of); 11] = [
+        ("readings_total", "Readings taken in.", |f| f.accepted),
+        ("duplicates_total", "Readings of batches that were applied before.", |f| f.duplicates),
+        ("late_total", "Readings too late for at least one window.", |f| f.late),
+        ("rejected_total", "Lines that gave no reading.", |f| f.rejected),
+        ("filtered_total", "Readings that the filter left out.", |f| f.filtered),
+        ("stale_total", "Readings of an earlier life of their producer.", |f| f.stale),
+        ("refused_total", "Readings refused for want of room.", |f| f.refused),
+        ("results_total", "Window results given.", |f| f.results),
+        ("results_lost_total", "Results that could not be written to their cache.", |f| f.lost),
+        ("alarms_total", "Alarms raised or cleared.", |f| f.alarms),
+        ("flushes_total", "Partitions flushed because all producers were silent.", |f| f.flushes),
+    ];
+    let gauges: [(&str, &str, Of); 3] = [
+        ("late_dropped", "Readings that are missing in a window they were late for.", |f| {
+            f.late_dropped
+        }),
+        ("state_bytes", "Memory that the state takes.", |f| f.state_bytes),
+        ("sensors", "Sensors known.", |f| f.sensors),
+    ];
+    let values = |of: Of| -> Vec<_> {
+        let rows = labels.iter().zip(&read);
+        rows.map(|(labels, (_, figures))| (labels.as_slice(), of(figures) as f64)).collect()
+    };
+    for (name, help, of) in counters {
+        families.counter(&format!("kiln_stream_{name}"), help, &values(of));
+    }
+    for (name, help, of) in gauges {
+        families.gauge(&format!("kiln_stream_{name}"), help, &values(of));
+    }
+    let now = node.clock.now_ms() as i64;
+    let lags: Vec<_> = labels
+        .iter()
+        .zip(&read)
+        .filter_map(|(labels, (stream, _))| {
+            let lag = now.saturating_sub(stream.watermark()?) as f64 / 1_000.0;
+            Some((labels.as_slice(), lag))
+        })
+        .collect();
+    let help = "How far the least watermark is behind the clock.";
+    families.gauge("kiln_stream_watermark_lag_seconds", help, &lags);
 }
 
 fn about_http(families: &mut Families, node: &Node) {

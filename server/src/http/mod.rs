@@ -45,6 +45,7 @@ mod query;
 mod replays;
 mod scan;
 mod socket;
+mod streams;
 mod upload;
 mod value;
 
@@ -192,6 +193,7 @@ fn router(gateway: &Arc<Gateway>) -> Router {
         .route("/v1/cluster", get(cluster::show))
         .route("/v1/cluster/nodes", get(cluster::nodes))
         .route("/v1/cluster/partitions", get(cluster::partitions))
+        .merge(streams::routes())
         .merge(dashboard::routes(&gateway.node).with_state(Arc::clone(&gateway.node)))
         .fallback(problem::not_found)
         .method_not_allowed_fallback(problem::method_not_allowed)

@@ -71,6 +71,8 @@ kinds! {
     NoSuchPath = "no-such-path", NOT_FOUND, "No such path";
     /// There is no cache of this name.
     NoSuchCache = "no-such-cache", NOT_FOUND, "No such cache";
+    /// There is no stream of this name.
+    NoSuchStream = "no-such-stream", NOT_FOUND, "No such stream";
     /// A miss: the cache has no item with this key.
     Miss = "miss", NOT_FOUND, "No such item";
     /// The path is there, but not for this method; `Allow` says for which.
@@ -204,6 +206,12 @@ impl Problem {
     /// Says which parts of the request are wrong.
     pub(super) fn errors(mut self, errors: Vec<FieldError>) -> Self {
         self.0.errors = errors;
+        self
+    }
+
+    /// The same kind, with other words about this time.
+    pub(super) fn detail(mut self, detail: impl Into<Cow<'static, str>>) -> Self {
+        self.0.detail = detail.into();
         self
     }
 

@@ -86,6 +86,18 @@ pub enum DetectorState {
 }
 
 impl Detector {
+    /// Its name in definitions.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::EwmaZ(_) => "ewma_z",
+            Self::Ar(_) => "ar",
+            Self::HoltWinters(_) => "holt_winters",
+            Self::Threshold(_) => "threshold",
+            Self::Flatline(_) => "flatline",
+            Self::Missing(_) => "missing",
+        }
+    }
+
     /// The parameter that is out of range, and what it may be.
     pub fn check(&self) -> Result<(), (&'static str, &'static str)> {
         match self {

@@ -1,0 +1,141 @@
+//! What is known of a sensor: its latest value, its windows; and the last alarms of a stream.
+
+use std::{fmt::Write, sync::Arc};
+
+use axum::{
+    Json,
+    extract::{Request, State},
+    http::header,
+    response::{IntoResponse, Response},
+};
+use kiln_protocol::command::{Command, Get, Outcome};
+use serde::Serialize;
+
+use super::{fresh, sensor_of, stream_of};
+use crate::{
+    http::{
+        gateway::Gateway,
+        problem::{Kind, Problem},
+        query::Query,
+    },
+    perform::perform,
+    streams::{self, Fill, LIMIT_DEFAULT, LIMIT_MAX, Range, RangeError},
+};
+
+/// A sensor's latest value.
+#[derive(Serialize)]
+struct Latest {
+    sensor: String,
+    value: f64,
+    /// Milliseconds since 1970; left out by a node that only has the value.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time: Option<i64>,
+}
+
+/// `GET /v1/streams/{stream}/sensors/{sensor}`.
+pub(super) async fn show(
+    State(gateway): State<Arc<Gateway>>,
+    request: Request,
+) -> Result<Response, Problem> {
+    Query::parse(request.uri().query(), &[])?;
+    let node = &gateway.node;
+    let stream = stream_of(node, request.uri().path())?;
+    let sensor = sensor_of(request.uri().path())?;
+    let name = String::from_utf8_lossy(&sensor).into_owned();
+    if let Some((time, value)) = streams::latest_of(node, &stream, &sensor).await {
+        return Ok(fresh(Json(Latest { sensor: name, value, time: Some(time) })));
+    }
+    // Another node keeps its state, or it is out of retention: its last value may still be there.
+    let table = node.caches.load_full();
+    let cache = table.by_name(&stream.latest_cache).map(|(_, cache)| Arc::clone(cache));
+    if let Some(cache) = cache {
+        let performed = perform(node, &cache, Command::Get(Get::plain(&sensor))).await;
+        if let (Outcome::Hit(item), Some(value)) = (performed.outcome, performed.value) {
+            let bytes = value.copy(0..item.value_len);
+            let value = std::str::from_utf8(&bytes).ok().and_then(|text| text.parse().ok());
+            if let Some(value) = value {
+                return Ok(fresh(Json(Latest { sensor: name, value, time: None })));
+            }
+        }
+    }
+    Err(Problem::new(Kind::Miss, "the stream has no readings of this sensor"))
+}
+
+/// `GET /v1/streams/{stream}/sensors/{sensor}/windows`.
+pub(super) async fn windows(
+    State(gateway): State<Arc<Gateway>>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let uri = request.uri();
+    let query = Query::parse(uri.query(), &["window", "from", "to", "fill", "limit"])?;
+    let node = &gateway.node;
+    let stream = stream_of(node, uri.path())?;
+    let sensor = sensor_of(uri.path())?;
+    let fill = match query.text("fill")? {
+        None => Fill::None,
+        Some(name) => Fill::of(name)
+            .ok_or_else(|| Problem::bad_request("`fill` must be none, null, previous or linear"))?,
+    };
+    let limit = query.number("limit", LIMIT_MAX as u64)?;
+    let range = Range {
+        window: query.text("window")?.map(str::to_owned),
+        from: time(&query, "from")?,
+        to: time(&query, "to")?,
+        fill,
+        limit: limit.map_or(LIMIT_DEFAULT, |limit| limit as usize),
+    };
+    let found = streams::range(node, &stream, &sensor, &range).await.map_err(|error| {
+        let detail = error.to_string();
+        match error {
+            RangeError::Unreadable => {
+                Problem::new(Kind::Unavailable, detail).retry_after_ms(streams::RETRY_AFTER_MS)
+            }
+            _ => Problem::bad_request(detail),
+        }
+    })?;
+    Ok(fresh(([(header::CONTENT_TYPE, "application/json")], found).into_response()))
+}
+
+/// A time in milliseconds since 1970.
+fn time(query: &Query<'_>, name: &str) -> Result<Option<i64>, Problem> {
+    let Some(text) = query.text(name)? else { return Ok(None) };
+    let wrong = || Problem::bad_request(format!("`{name}` must be milliseconds since 1970"));
+    let time: i64 = text.parse().map_err(|_| wrong())?;
+    let known = kiln_stream::reading::TIME_MIN..=kiln_stream::reading::TIME_MAX;
+    if known.contains(&time) { Ok(Some(time)) } else { Err(wrong()) }
+}
+
+/// `GET /v1/streams/{stream}/alarms`.
+pub(super) async fn alarms(
+    State(gateway): State<Arc<Gateway>>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let stream = stream_of(&gateway.node, request.uri().path())?;
+    last(&request, "alarms", stream.alarms())
+}
+
+/// `GET /v1/streams/{stream}/late`.
+pub(super) async fn late(
+    State(gateway): State<Arc<Gateway>>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let stream = stream_of(&gateway.node, request.uri().path())?;
+    last(&request, "late", stream.late())
+}
+
+fn last(
+    request: &Request,
+    name: &str,
+    events: Vec<Arc<streams::LiveEvent>>,
+) -> Result<Response, Problem> {
+    let query = Query::parse(request.uri().query(), &["sensor"])?;
+    let sensor = query.bytes("sensor");
+    let wanted = events.iter().filter(|event| sensor.is_none_or(|sensor| *event.sensor == *sensor));
+    let mut text = String::new();
+    for event in wanted {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{}{}", if text.is_empty() { "" } else { "," }, event.text);
+    }
+    let text = format!("{{\"{name}\":[{text}]}}");
+    Ok(fresh(([(header::CONTENT_TYPE, "application/json")], text).into_response()))
+}
