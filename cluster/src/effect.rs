@@ -215,6 +215,17 @@ pub enum Operation {
 }
 
 impl Operation {
+    /// Whether carrying it out once more, while its client still waits, leaves what once leaves.
+    #[must_use]
+    pub fn is_idempotent(&self) -> bool {
+        match self {
+            Self::Store { mode, compare, .. } => *mode == StoreMode::Set && compare.is_none(),
+            Self::Delete { compare } => compare.is_none(),
+            Self::Touch { .. } | Self::Get { .. } => true,
+            other => other.is_plain_read(),
+        }
+    }
+
     /// Whether it reads and can change nothing, whatever the item is like.
     #[must_use]
     pub fn is_plain_read(&self) -> bool {

@@ -462,11 +462,7 @@ impl Caches {
     }
 
     /// Gives a cache other settings: those that can change are taken from `to`. All or nothing.
-    pub(crate) fn change(
-        &self,
-        to: &CacheSettings,
-        now_ms: u64,
-    ) -> Result<Arc<Cache>, CacheError> {
+    pub(crate) fn change(&self, to: &CacheSettings, now_ms: u64) -> Result<Arc<Cache>, CacheError> {
         let mut ledger = self.ledger.lock();
         let table = self.table.load_full();
         let Some((key, cache)) = table.by_name(&to.name) else {

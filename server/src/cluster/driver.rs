@@ -332,7 +332,8 @@ fn can_be_asked_again(request: &Request, reply: &Reply) -> bool {
         Reply::NotApplied(refusal) => {
             matches!(refusal, Refusal::NotPrimary(_) | Refusal::NotReady | Refusal::TimedOut)
         }
-        // The name tells the copies that it is the same request.
-        Reply::Indeterminate => request.id.is_some(),
+        // The name tells the copies that it is the same request. Eventual caches know no names:
+        // there the last write wins, also over itself.
+        Reply::Indeterminate => request.id.is_some() || request.operation.is_idempotent(),
     }
 }

@@ -93,7 +93,9 @@ pub(super) fn step(
 pub(super) fn cursor(table: &Topology, node: u64, place: Option<&str>) -> Option<String> {
     match place {
         Some(place) => Some(format!("{node:016x}~{place}")),
-        None => holders(table).find(|(next, _)| *next > node).map(|(next, _)| format!("{next:016x}~")),
+        None => {
+            holders(table).find(|(next, _)| *next > node).map(|(next, _)| format!("{next:016x}~"))
+        }
     }
 }
 
@@ -158,7 +160,8 @@ async fn exchange(
 ) -> Result<(StatusCode, Bytes), AskError> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
-    let (mut send, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let (mut send, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     // Ends with the sender, or when the other side closes.
     let running = tokio::spawn(connection);
     let mut request = Request::get(target).header(header::HOST, address);
