@@ -97,7 +97,7 @@ impl Replica {
         }
         self.transfer = (term, transfer);
         self.filler = Some(from);
-        self.wipe();
+        self.wipe(cx);
         self.intake = Intake::Filling { next: 0, notes: BTreeMap::new(), cleared: BTreeMap::new() };
         self.log = Log::after(base);
         self.applied = base;

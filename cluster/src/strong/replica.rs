@@ -342,19 +342,26 @@ impl Replica {
         generation: Generation,
     ) {
         cx.report(Report::Lost { place: self.place, generation });
-        self.wipe();
+        self.wipe(cx);
         self.generation = generation;
     }
 
     /// This copy is no longer wanted.
     fn leave<S: Store>(&mut self, cx: &mut Context<'_, S>) {
         self.step_down(cx);
-        self.wipe();
+        self.wipe(cx);
         self.holds = false;
     }
 
-    /// Forgets all data; the store is emptied in steps.
-    pub(super) fn wipe(&mut self) {
+    /// Forgets all data; the store is emptied in steps. Who waits for an entry is told at once: no
+    /// confirmation of what is forgotten reaches this copy, and another one knows the answer.
+    pub(super) fn wipe<S: Store>(&mut self, cx: &mut Context<'_, S>) {
+        self.deadlines.clear();
+        for waiting in std::mem::take(&mut self.waiting).into_values() {
+            for (asker, _) in waiting.askers {
+                cx.reply(asker, Reply::Indeterminate);
+            }
+        }
         self.wiping = true;
         self.log = Log::default();
         self.log_term = Term(0);

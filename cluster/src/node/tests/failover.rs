@@ -90,6 +90,22 @@ fn a_planned_move_acknowledges_what_was_on_its_way_and_refuses_nothing() {
 }
 
 #[test]
+fn who_waits_at_a_copy_that_leaves_is_told_at_once() {
+    let mut world = World::new(2, spec());
+    world.assign(&[1, 2]);
+    world.keep = Some(Box::new(|_, _, body| is_append(body)));
+    let write = world.ask(1, "k", set("v"));
+    world.run_ms(2);
+    world.keep = None;
+    world.fail_over(2, &[]);
+    let (member, version) = (world.member(1), world.state().version);
+    world.commit(Command::Shrink { place: PLACE, version, member });
+    world.run_ms(50);
+    // Asked again under its own name it is answered by the one that serves now.
+    assert_eq!(world.reply(write), Some(&Reply::Indeterminate));
+}
+
+#[test]
 fn a_retry_finds_its_answer_before_and_after_a_failover_and_through_a_snapshot() {
     let mut world = World::new(3, spec());
     world.assign(&[1, 2]);
