@@ -16,6 +16,7 @@
 
 mod ask;
 mod audit;
+mod cuts;
 mod eventual;
 mod failover;
 mod figures;
@@ -26,6 +27,7 @@ mod join;
 mod load;
 mod nodes;
 mod scene;
+mod write_cost;
 
 use std::{
     fs, io,
@@ -78,6 +80,10 @@ enum Mode {
     /// A node joins under load and takes its share, then one is asked to leave: nothing is lost,
     /// nothing fails, and clients notice no more than is allowed.
     Join(join::Options),
+    /// The network between nodes is cut, one way or both, in network namespaces.
+    Cuts(cuts::Options),
+    /// Processor time of all servers for each replicated write, beside a lone node and Redis.
+    WriteCost(write_cost::Options),
 }
 
 /// What a mode hands back.
@@ -107,6 +113,8 @@ enum TrialError {
     NotWhole { nodes: usize, seconds: u64, seen: String },
     #[error("clients still wait for answers after {seconds} s")]
     ClientsHang { seconds: u64 },
+    #[error("ended early")]
+    Interrupted,
     #[error("no client: {0}")]
     Client(String),
 }
@@ -148,6 +156,8 @@ fn run(cli: &Cli, seed: u64) -> io::Result<bool> {
         Mode::Failover(options) => failover::run(options, launch, seed, &bar, &cancel),
         Mode::Eventual(options) => eventual::run(options, launch, seed, &bar, &cancel),
         Mode::Join(options) => join::run(options, launch, seed, &bar, &cancel),
+        Mode::Cuts(options) => cuts::run(options, launch, seed, &bar, &cancel),
+        Mode::WriteCost(options) => write_cost::run(options, launch, seed, &bar, &cancel),
     };
     bar.finish_and_clear();
     let kept = directory.path().display().to_string();

@@ -124,7 +124,6 @@ impl Nodes {
     }
 
     /// The process of a node that runs.
-    #[expect(dead_code, reason = "for the measurements of processor time")]
     pub(crate) fn pid(&self, at: usize) -> Option<u32> {
         self.nodes[at].child.as_ref().map(Child::id)
     }

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
+import urllib.request
 
 import pytest
 
@@ -43,6 +44,7 @@ class Node:
             self.port = int(port)
             self.native = fields["native"]
             self.http = fields["http"]
+            self.peer = fields["peer"]
         except BaseException:
             self.stop()
             raise
@@ -78,6 +80,13 @@ class Node:
                 reply += piece
             return reply
 
+    def metric(self, name):
+        with urllib.request.urlopen(f"http://{self.http}/metrics", timeout=SOON) as reply:
+            for line in reply.read().decode().splitlines():
+                if line.startswith(name + " "):
+                    return float(line.split()[-1])
+        return None
+
     def rss(self):
         with open(f"/proc/{self.process.pid}/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -108,6 +117,32 @@ def shared_node():
 def kiln(shared_node):
     assert shared_node.ask(b"flush_all\r\n") == b"OK\r\n"
     return shared_node
+
+
+@pytest.fixture
+def three_nodes():
+    """Three nodes in one cluster, each of which holds its share of the copies."""
+    nodes = []
+    try:
+        for _ in range(3):
+            join = ["--join", ",".join(node.peer for node in nodes)] if nodes else []
+            nodes.append(Node("--memory", "128MiB", *join))
+
+        def whole():
+            return all(node.metric('kiln_cluster_nodes{state="ready"}') == 3
+                       and node.metric("kiln_cluster_partitions_short") == 0
+                       and node.metric("kiln_cluster_copies_filling") == 0
+                       and node.metric("kiln_cluster_partitions_held") > 500 for node in nodes)
+
+        eventually("three nodes with all copies", whole, within=120)
+        yield nodes
+        assert all(node.process.poll() is None for node in nodes), "a node ended during the test"
+    finally:
+        for node in nodes:
+            # One after the other would each hand over to the next.
+            node.process.kill()
+        for node in nodes:
+            node.stop()
 
 
 @pytest.fixture

@@ -76,13 +76,43 @@ def run_suite(directory, *arguments, **environment):
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
 
-def test_pymemcaches_own_integration_tests_pass(kiln, tmp_path):
+def pymemcache_suite(tmp_path):
     root = unpack("pymemcache", tmp_path)
     # The tests alone: the library is the one that is installed.
     suite = root / "suite"
     shutil.move(root / "pymemcache" / "test", suite)
-    run_suite(suite, "-m", "integration", "--server", kiln.host, "--port", str(kiln.port),
+    return suite
+
+
+def run_pymemcaches_tests(suite, node):
+    run_suite(suite, "-m", "integration", "--server", node.host, "--port", str(node.port),
               "-k", "not tls", "test_integration.py")
+
+
+def test_pymemcaches_own_integration_tests_pass(kiln, tmp_path):
+    run_pymemcaches_tests(pymemcache_suite(tmp_path), kiln)
+
+
+def test_pymemcaches_own_integration_tests_pass_at_any_node_of_three(three_nodes, tmp_path):
+    suite = pymemcache_suite(tmp_path)
+    # Half a minute each: the tests empty the cache a hundred times. The long run does all.
+    for node in three_nodes if os.environ.get("KILN_LONG") else three_nodes[1:2]:
+        run_pymemcaches_tests(suite, node)
+    # What one node is told, every node knows; and every node holds a part of it.
+    writer = three_nodes[0]
+    assert writer.ask(b"flush_all\r\n") == b"OK\r\n"
+    with writer.connect() as connection, connection.makefile("rb") as replies:
+        for number in range(300):
+            connection.sendall(b"set spread%d 0 0 3\r\n%03d\r\n" % (number, number))
+            assert replies.readline() == b"STORED\r\n"
+    for node in three_nodes:
+        held = int(re.search(rb"STAT curr_items (\d+)", node.ask(b"stats\r\n", b"END\r\n"))[1])
+        assert 0 < held <= 300, f"{node.name} holds {held} of 300 items with two copies each"
+        with node.connect() as connection, connection.makefile("rb") as replies:
+            for number in range(300):
+                connection.sendall(b"get spread%d\r\n" % number)
+                answer = [replies.readline() for _ in range(3)]
+                assert answer[1:] == [b"%03d\r\n" % number, b"END\r\n"], answer
 
 
 def test_python_memcacheds_own_tests_pass(start, tmp_path):
