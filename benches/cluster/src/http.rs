@@ -54,7 +54,7 @@ impl Http {
             return Told::NotApplied(format!("cannot connect: {error}"));
         }
         let target = format!("/v1/caches/{}/keys/{key}", self.cache);
-        let told = match self.exchange(method, &target, body) {
+        match self.exchange(method, &target, body) {
             Ok((200, value)) => Told::Answer(Answer::Value { value, version: None }),
             Ok((404, _)) => Told::Answer(Answer::Absent),
             Ok((201 | 204, _)) => Told::Answer(match operation {
@@ -69,8 +69,7 @@ impl Http {
                 self.at += 1;
                 failed(operation, format!("connection lost: {error}"))
             }
-        };
-        told
+        }
     }
 
     fn connect(&mut self) -> io::Result<()> {
