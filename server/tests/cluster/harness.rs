@@ -24,6 +24,15 @@ pub struct Cluster {
     dirs: TempDir,
 }
 
+/// Waits until a cluster is as it should, and fails with what was waited for.
+pub fn settles(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + SETTLES;
+    while !holds() {
+        assert!(Instant::now() < deadline, "in vain: {what}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
 impl Cluster {
     /// Starts so many nodes, one after the other.
     pub fn start(count: usize, flags: &[&str]) -> Self {

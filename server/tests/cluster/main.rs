@@ -10,6 +10,7 @@
 mod common;
 mod harness;
 mod load;
+mod zones;
 
 use std::time::Duration;
 
