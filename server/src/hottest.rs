@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 
 /// Keys in a sketch.
-const ENTRIES_MAX: usize = 128;
+pub(crate) const ENTRIES_MAX: usize = 128;
 
 /// Longer keys are not looked at: their bytes would be copied.
 const KEY_LEN_MAX: usize = 256;
@@ -113,6 +113,12 @@ impl Hottest {
         self.hashes.retain(|_| keep.next().unwrap_or(false));
         self.entries.retain(|entry| entry.count > 0);
     }
+}
+
+/// Operations per second that a count stands for: counts are about the time between two halvings
+/// of them, and half a time more.
+pub(crate) fn per_second(count: u64) -> f64 {
+    (count * STRIDE) as f64 * 1_000.0 / (1.5 * HALF_LIFE_MS as f64)
 }
 
 /// The hottest keys over several sketches, hottest first: cache, key and count.

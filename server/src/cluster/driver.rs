@@ -316,7 +316,7 @@ impl Driver {
             Some(NodeState::Joining | NodeState::Ready | NodeState::Draining)
         );
         let waiting = self.turn.waiting.len();
-        let facts = self.facts.gather(&self.node, ready, self.cluster.is_leaving(), waiting);
+        let facts = self.facts.gather(&self.node, &self.cluster, ready, waiting);
         self.turn.events.push(Event::Facts(facts));
         self.cluster.rights.take_used(|place| self.core.used(place));
         let leads = *self.leading.borrow();

@@ -1,16 +1,22 @@
 //! What the core tells others of this node with its heartbeats.
 
-use std::time::Instant;
+use std::{cmp::Reverse, collections::BTreeMap, time::Instant};
 
-use kiln_cluster::heartbeat::{Load, LocalFacts, Readiness};
+use kiln_cluster::{
+    heartbeat::{HOTTEST_MAX, Load, LocalFacts, Readiness},
+    ids::Place,
+};
+use kiln_engine::Store;
 
-use crate::{node::Node, process::Usage};
+use super::shared::Cluster;
+use crate::{hottest, node::Node, process::Usage};
 
 /// Figures of the last look, to make rates of.
 #[derive(Default)]
 pub(super) struct Facts {
     last: Option<Look>,
     load: Load,
+    hottest: Vec<(Place, u32)>,
 }
 
 struct Look {
@@ -26,8 +32,8 @@ impl Facts {
     pub(super) fn gather(
         &mut self,
         node: &Node,
+        cluster: &Cluster,
         ready: bool,
-        leaving: bool,
         waiting: usize,
     ) -> LocalFacts {
         let totals = node.totals();
@@ -44,11 +50,12 @@ impl Facts {
                 self.load.busy_milli = (busy * 1_000.0) as u32;
             }
             self.last = Some(Look { at, operations, cpu_s });
+            self.hottest = hottest_partitions(node, cluster);
         }
         self.load.in_flight = u32::try_from(waiting).unwrap_or(u32::MAX);
         let stats = node.caches.stats();
         LocalFacts {
-            readiness: match (leaving, ready) {
+            readiness: match (cluster.is_leaving(), ready) {
                 (true, _) => Readiness::Leaving,
                 (false, true) => Readiness::Ready,
                 (false, false) => Readiness::Starting,
@@ -56,7 +63,30 @@ impl Facts {
             load: self.load,
             memory_used: stats.item_bytes + stats.index_bytes + stats.heap_bytes,
             memory_limit: node.memory() as u64,
-            hottest: Vec::new(),
+            hottest: self.hottest.clone(),
         }
     }
+}
+
+/// The partitions of the keys that are asked for most here: moved last, because whoever moves a
+/// partition holds up its clients for a moment.
+fn hottest_partitions(node: &Node, cluster: &Cluster) -> Vec<(Place, u32)> {
+    let sketches: Vec<_> = node.workers.iter().map(|worker| worker.hottest.lock()).collect();
+    let most = hottest::ENTRIES_MAX * sketches.len();
+    let found = hottest::merge(sketches.iter().map(|sketch| &**sketch), most);
+    drop(sketches);
+    let table = node.caches.load();
+    let groups: BTreeMap<u32, _> =
+        table.iter().filter_map(|cache| Some((cache.id, cache.cluster()?))).collect();
+    let mut rates: BTreeMap<Place, f64> = BTreeMap::new();
+    for (cache, key, count) in found {
+        if let Some(known) = groups.get(&cache) {
+            let place = known.place(cluster, Store::hash(&key));
+            *rates.entry(place).or_default() += hottest::per_second(count);
+        }
+    }
+    let mut rates: Vec<_> = rates.into_iter().map(|(place, rate)| (place, rate as u32)).collect();
+    rates.sort_by_key(|(place, rate)| (Reverse(*rate), *place));
+    rates.truncate(HOTTEST_MAX);
+    rates
 }

@@ -42,9 +42,6 @@ const LIST_PERIOD: u64 = 5;
 /// Hottest keys told.
 const HOTTEST_MAX: usize = 12;
 
-/// Seconds that the counts of the hottest keys are about, between two halvings of them.
-const HOTTEST_S: f64 = 15.0;
-
 /// One event for all viewers, as it goes over the wire.
 #[derive(Clone, Debug)]
 pub(super) struct Frame {
@@ -256,7 +253,7 @@ fn hottest_keys(node: &Node, table: &Table) -> Vec<HotKey> {
         Some(HotKey {
             cache: name(cache)?.as_ref().into(),
             key: keys::text(&key),
-            ops: Figure(((count * hottest::STRIDE) as f64 / HOTTEST_S).round()),
+            ops: Figure(hottest::per_second(count).round()),
         })
     });
     known.collect()
