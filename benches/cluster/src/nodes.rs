@@ -302,6 +302,8 @@ impl Nodes {
             command.args(["--join", &peers.join(",")]);
         }
         command.args(&self.launch.flags);
+        // What is sent to the trial and its group, by Ctrl-C or by `timeout`, is not for the nodes.
+        command.process_group(0);
         // SAFETY: between fork and exec only the prctl system call is made: it neither allocates
         // nor takes a lock.
         unsafe {
