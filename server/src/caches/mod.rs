@@ -45,6 +45,7 @@ use kiln_cluster::{
 
 use crate::{
     cluster::{Cluster, GroupRights, Ticket},
+    curve::Tracked,
     mailbox::Mailbox,
 };
 
@@ -77,6 +78,8 @@ pub(crate) struct Cache {
     pub(crate) settings: CacheSettings,
     /// What of that may have changed since.
     pub(crate) live: Live,
+    /// What its hit ratio would be with other sizes.
+    pub(crate) curve: Tracked,
     /// The largest items met so far.
     pub(crate) largest: Mutex<Largest>,
     /// When all items will be gone by a delayed flush, in milliseconds; `u64::MAX` for never.
@@ -453,11 +456,7 @@ impl Caches {
     }
 
     /// Gives a cache other settings: those that can change are taken from `to`. All or nothing.
-    pub(crate) fn change(
-        &self,
-        to: &CacheSettings,
-        now_ms: u64,
-    ) -> Result<Arc<Cache>, CacheError> {
+    pub(crate) fn change(&self, to: &CacheSettings, now_ms: u64) -> Result<Arc<Cache>, CacheError> {
         let mut ledger = self.ledger.lock();
         let table = self.table.load_full();
         let Some((key, cache)) = table.by_name(&to.name) else {
@@ -724,6 +723,7 @@ impl Cache {
             store,
             trackers: Arc::new(Trackers::new(id)),
             live: Live::new(&settings),
+            curve: Tracked::default(),
             settings,
             largest: Mutex::default(),
             flush_at_ms: AtomicU64::new(u64::MAX),

@@ -70,7 +70,10 @@ pub(super) fn step(
     let at = cursor.and_then(|cursor| cursor.split_once('~'));
     let Some((table, me)) = table else {
         // Begun while there were others, it goes on with what is here.
-        let place = at.map_or(cursor, |(_, place)| Some(place)).filter(|place| !place.is_empty());
+        let place = match at {
+            Some((_, place)) => Some(place).filter(|place| !place.is_empty()),
+            None => cursor,
+        };
         return Ok(Step::Here(place.map(str::to_owned)));
     };
     let (first, place) = match (at, cursor) {
@@ -93,7 +96,9 @@ pub(super) fn step(
 pub(super) fn cursor(table: &Topology, node: u64, place: Option<&str>) -> Option<String> {
     match place {
         Some(place) => Some(format!("{node:016x}~{place}")),
-        None => holders(table).find(|(next, _)| *next > node).map(|(next, _)| format!("{next:016x}~")),
+        None => {
+            holders(table).find(|(next, _)| *next > node).map(|(next, _)| format!("{next:016x}~"))
+        }
     }
 }
 
@@ -158,7 +163,8 @@ async fn exchange(
 ) -> Result<(StatusCode, Bytes), AskError> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
-    let (mut send, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let (mut send, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     // Ends with the sender, or when the other side closes.
     let running = tokio::spawn(connection);
     let mut request = Request::get(target).header(header::HOST, address);

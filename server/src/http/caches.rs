@@ -277,7 +277,13 @@ async fn bring_about(node: &Node, wanted: CacheSettings, on_loss: OnLoss) -> Res
         let spec = topology.caches.get(&name);
         spec.is_none_or(|spec| {
             (spec.min_in_sync, spec.read, spec.on_loss, spec.default_ttl_ms, spec.memory)
-                == (shown.min_in_sync, shown.read, shown.on_loss, shown.default_ttl_ms, shown.memory)
+                == (
+                    shown.min_in_sync,
+                    shown.read,
+                    shown.on_loss,
+                    shown.default_ttl_ms,
+                    shown.memory,
+                )
         })
     };
     cluster.decide(command, shows).await.map_err(undecided)

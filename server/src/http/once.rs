@@ -141,7 +141,11 @@ impl<'a> Noted<'a> {
         let text = |value: &HeaderValue| value.to_str().unwrap_or_default().to_owned();
         self.record.answer = Some(Answer {
             status: kept.status.as_u16(),
-            headers: kept.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect(),
+            headers: kept
+                .headers
+                .iter()
+                .map(|(name, value)| (name.to_string(), text(value)))
+                .collect(),
             body: String::from_utf8_lossy(&kept.body).into_owned(),
         });
         // When it cannot be written the note stays open, and a retry elsewhere counts as unknown.

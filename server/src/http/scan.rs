@@ -133,7 +133,8 @@ pub(super) async fn run(
                     wish.there(&address, name, place.as_deref(), &parts.headers).await?
                 }
             };
-            let cursor = table.and_then(|(table, _)| across::cursor(&table, at, page.cursor.as_deref()));
+            let cursor =
+                table.and_then(|(table, _)| across::cursor(&table, at, page.cursor.as_deref()));
             Page { cursor, ..page }
         }
     };

@@ -70,7 +70,8 @@ fn what_a_cache_keeps_for_its_life_cannot_be_changed() {
     assert_eq!(patch("default", r#"{"eviction":"adaptive"}"#).status, 200);
     patch("default", r#"{"eviction":"none"}"#).assert_problem(409, "conflict");
     assert_eq!(http.get("/v1/caches/default").json()["eviction"], "adaptive");
-    let refused = patch("default", r#"{"copies":2,"min_in_sync":2,"eviction":"lru","memory":4194304}"#);
+    let refused =
+        patch("default", r#"{"copies":2,"min_in_sync":2,"eviction":"lru","memory":4194304}"#);
     refused.assert_problem(409, "conflict");
     let fields: Vec<_> =
         refused.json()["errors"].as_array().unwrap().iter().map(|e| e["field"].clone()).collect();
