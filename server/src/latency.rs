@@ -12,7 +12,7 @@ use std::{
 use crate::listen::Protocol;
 
 /// Turns between two that are timed.
-const STRIDE: u32 = 32;
+pub(crate) const STRIDE: u32 = 32;
 
 /// Buckets: four an octave of nanoseconds, up to beyond an hour.
 const BUCKETS: usize = 42 * 4;

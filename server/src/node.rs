@@ -28,6 +28,7 @@ use crate::{
     hottest::Hottest,
     http::{self, Figures},
     latency::Latencies,
+    op_times::OpTimes,
     shutdown::Shutdown,
     streams::Streams,
 };
@@ -112,6 +113,8 @@ pub(crate) struct WorkerState {
     pub(crate) hottest: Mutex<Hottest>,
     /// How long its batches take.
     pub(crate) latencies: Latencies,
+    /// How long operations of memcached and of native clients take.
+    pub(crate) op_times: [OpTimes; 2],
 }
 
 /// When a thread last showed that it is not stuck.

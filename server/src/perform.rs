@@ -72,6 +72,10 @@ impl OwnedValue {
 /// happen.
 pub(crate) async fn perform(node: &Node, cache: &Arc<Cache>, command: Command<'_>) -> Performed {
     let hash = Store::hash(command.key());
+    if matches!(command, Command::Get(get) if !get.no_bump) {
+        cache.curve.count(1);
+        cache.curve.read(hash);
+    }
     if let Some(cluster) = node.cluster.get() {
         let performed = at_once(node, cluster, cache, &command, hash);
         return match performed {

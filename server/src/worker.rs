@@ -263,6 +263,9 @@ fn serve(node: &Arc<Node>, index: usize, handover: Handover) {
     connections::register(node, index, peer, connection.abort_handle());
 }
 
+/// Reads so long ago count half in the miss-ratio curves of caches.
+const CURVES_HALF_LIFE_MS: u64 = 300_000;
+
 /// Shows that the worker is alive, and closes connections that are idle for too long. One timer
 /// for all of them: a timer per connection would have to be moved with every request.
 async fn watch(node: Arc<Node>, index: usize) {
@@ -273,9 +276,14 @@ async fn watch(node: Arc<Node>, index: usize) {
     let mut ticks = time::interval(step);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let worker = &node.workers[index];
+    let mut curves_ms = node.clock.now_ms();
     loop {
         ticks.tick().await;
         let now_ms = node.clock.now_ms();
+        if index == 0 && now_ms.saturating_sub(curves_ms) >= CURVES_HALF_LIFE_MS {
+            curves_ms = now_ms;
+            node.caches.load().iter().for_each(|cache| cache.curve.age());
+        }
         worker.heart.beat(now_ms);
         worker.hottest.lock().age(now_ms);
         worker.latencies.turn_over(now_ms);

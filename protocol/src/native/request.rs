@@ -536,6 +536,12 @@ pub struct ItemHead<'a> {
 }
 
 impl<'a> ItemHead<'a> {
+    /// Which operation it is.
+    #[inline]
+    pub const fn op(&self) -> Op {
+        self.op
+    }
+
     /// Reads the front of a frame's body. `None` when it is no operation on one item, or not a
     /// good one: [`Request::decode`] tells.
     #[inline]

@@ -46,6 +46,7 @@ use kiln_cluster::{
 
 use crate::{
     cluster::{Cluster, GroupRights, Ticket},
+    curve::Tracked,
     mailbox::Mailbox,
 };
 
@@ -78,6 +79,8 @@ pub(crate) struct Cache {
     pub(crate) settings: CacheSettings,
     /// What of that may have changed since.
     pub(crate) live: Live,
+    /// What its hit ratio would be with other sizes.
+    pub(crate) curve: Tracked,
     /// The largest items met so far.
     pub(crate) largest: Mutex<Largest>,
     /// When all items will be gone by a delayed flush, in milliseconds; `u64::MAX` for never.
@@ -729,6 +732,7 @@ impl Cache {
             store,
             trackers: Arc::new(Trackers::new(id)),
             live: Live::new(&settings),
+            curve: Tracked::default(),
             settings,
             largest: Mutex::default(),
             flush_at_ms: AtomicU64::new(u64::MAX),

@@ -12,6 +12,7 @@ use std::{
 use bytes::Bytes;
 use kiln_cluster::{
     config::{ForwardConfig, NodeConfig, StrongConfig},
+    controller::ControllerConfig,
     ids::{ClientId, ClusterId, Incarnation, Member},
     message::Message,
     node::Node as Core,
@@ -45,6 +46,11 @@ const PARTITIONS: u32 = 1_024;
 /// How long another node may take over a request before this one asks again. The request carries
 /// a name, so asking twice does no harm.
 const FORWARD_TIMEOUT_MS: u64 = 600;
+
+/// Partitions that a node is filled with, or fills others with, at once. Most partitions are small
+/// and wait for two decisions of the controller group, each as long as its disks take; the bandwidth
+/// of transfers has a limit of its own.
+const TRANSFERS: usize = 16;
 
 /// Between two looks whether something has come about.
 const STEP: Duration = Duration::from_millis(10);
@@ -309,7 +315,13 @@ fn core_config() -> NodeConfig {
         strong: StrongConfig {
             // Reads of one turn share a round anyway; waiting for more costs more than it saves.
             confirm_batch_us: 0,
+            transfers_max: TRANSFERS,
             ..StrongConfig::default()
+        },
+        controller: ControllerConfig {
+            learners_per_node: TRANSFERS,
+            learners_per_source: TRANSFERS,
+            ..ControllerConfig::default()
         },
         forward: ForwardConfig { timeout_ms: FORWARD_TIMEOUT_MS, ..ForwardConfig::default() },
         ..NodeConfig::default()

@@ -23,6 +23,7 @@ use crate::{
     latency::TurnCount,
     listen::Protocol,
     node::{Node, WorkerState},
+    op_times::KindCounts,
 };
 
 pub(crate) use output::Output;
@@ -95,6 +96,8 @@ pub(crate) struct WorkerMemory {
     pub(crate) replies: Vec<u8>,
     pub(crate) sampler: Sampler,
     pub(crate) turns: TurnCount,
+    /// Operations of this turn.
+    pub(crate) kinds: KindCounts,
     pub(crate) memcached: crate::memcached::BatchMemory,
     pub(crate) native: crate::native::BatchMemory,
 }

@@ -24,7 +24,9 @@ use tokio::time::Instant;
 use crate::connection::budget::Share;
 use crate::connection::{Context, Output, Session, Then, WorkerMemory};
 use crate::connections::Peer;
+use crate::latency::STRIDE;
 use crate::node::{Node, WorkerState};
+use crate::op_times::KindCounts;
 use crate::stream::Stream;
 
 /// Read at once, of a client that sends small requests.
@@ -79,6 +81,7 @@ pub(crate) async fn serve<S: Session>(
         output_share: node.budget.buffers(),
         pinned_share: node.budget.pinned(),
         waiting: false,
+        waited_for: KindCounts::default(),
         closing: false,
         node: &node,
     };
@@ -105,6 +108,8 @@ struct Connection<'a, S> {
     pinned_share: Share,
     /// What is held waits for other nodes.
     waiting: bool,
+    /// Operations that other nodes are waited for with.
+    waited_for: KindCounts,
     /// Nothing is read any more; the connection ends when its replies are out.
     closing: bool,
 }
@@ -173,7 +178,10 @@ impl<S: Session> Connection<'_, S> {
         poll_fn(|task| session.poll_waiting(task)).await;
         self.waiting = false;
         self.peer.busy(self.node.clock.now_ms());
-        self.worker.latencies.count(S::PROTOCOL, begun.elapsed());
+        let took = begun.elapsed();
+        self.worker.latencies.count(S::PROTOCOL, took);
+        let kinds = std::mem::take(&mut self.waited_for);
+        self.worker.op_times[S::PROTOCOL as usize].count(&kinds, took, 1);
     }
 
     /// Writes until all replies are out.
@@ -237,8 +245,14 @@ impl<S: Session> Connection<'_, S> {
                     self.refuse(&mut shared.memory);
                 }
             }
+            let kinds = std::mem::take(&mut shared.memory.kinds);
             if let Some(begun) = begun {
-                self.worker.latencies.count(S::PROTOCOL, begun.elapsed());
+                let took = begun.elapsed();
+                self.worker.latencies.count(S::PROTOCOL, took);
+                self.worker.op_times[S::PROTOCOL as usize].count(&kinds, took, STRIDE.into());
+            }
+            if self.waiting {
+                self.waited_for = kinds;
             }
             // What is held now may be complete: `run` looks.
             Poll::Ready(Ok(Turn::More))

@@ -70,7 +70,10 @@ pub(super) fn step(
     let at = cursor.and_then(|cursor| cursor.split_once('~'));
     let Some((table, me)) = table else {
         // Begun while there were others, it goes on with what is here.
-        let place = at.map_or(cursor, |(_, place)| Some(place)).filter(|place| !place.is_empty());
+        let place = match at {
+            Some((_, place)) => Some(place).filter(|place| !place.is_empty()),
+            None => cursor,
+        };
         return Ok(Step::Here(place.map(str::to_owned)));
     };
     let (first, place) = match (at, cursor) {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::{
     latency::{self, Latencies},
     listen::Protocol,
+    op_times::{KindCounts, OpTimes},
 };
 
 /// Counters and times of HTTP.
@@ -22,6 +23,8 @@ pub(crate) struct Figures {
     rejected: AtomicU64,
     /// One for each thread. They know no HTTP, and have a place for one protocol to spare.
     times: Box<[Latencies]>,
+    /// The same by kind of operation on an item, for metrics.
+    op_times: Box<[OpTimes]>,
 }
 
 /// The place of HTTP in [`Latencies`].
@@ -37,6 +40,7 @@ impl Figures {
             accepted: AtomicU64::new(0),
             rejected: AtomicU64::new(0),
             times: (0..threads).map(|_| Latencies::default()).collect(),
+            op_times: (0..threads).map(|_| OpTimes::default()).collect(),
         }
     }
 
@@ -89,6 +93,21 @@ impl Figures {
         if let Some(times) = self.times.get(thread) {
             times.count(PLACE, took);
         }
+    }
+
+    /// Counts the time of an operation on an item, of a kind of [`crate::op_times::KINDS`]. Only
+    /// `thread` itself calls this with its number.
+    pub(super) fn count_time(&self, thread: usize, kind: usize, took: Duration) {
+        let mut kinds = KindCounts::default();
+        if let (Some(count), Some(times)) = (kinds.get_mut(kind), self.op_times.get(thread)) {
+            *count = 1;
+            times.count(&kinds, took, 1);
+        }
+    }
+
+    /// Times of operations, by thread.
+    pub(super) fn op_times(&self) -> &[OpTimes] {
+        &self.op_times
     }
 
     /// Lets old times go. Each thread calls it every second with its number.

@@ -14,7 +14,7 @@ use std::{
 use axum::{
     Router,
     body::Body,
-    http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, header},
     response::IntoResponse,
 };
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
@@ -30,7 +30,7 @@ use super::{
     replays::Replays,
     value::ENCODERS_MAX,
 };
-use crate::node::Node;
+use crate::{node::Node, op_times::KINDS};
 
 /// Echoed, and made up when there is none.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -74,6 +74,7 @@ impl Gateway {
         thread: usize,
     ) -> Answered {
         let mut measure = Measure::begin(Arc::clone(self), link, thread);
+        measure.kind = kind_of(&request);
         let id = self.request_id(request.headers());
         let log = tracing::enabled!(tracing::Level::DEBUG).then(|| {
             let trace = trace_id(request.headers()).map(str::to_owned);
@@ -182,12 +183,14 @@ struct Measure {
     /// 0 until there is one: the client left before.
     status: u16,
     endless: bool,
+    /// Of operation on an item.
+    kind: Option<usize>,
 }
 
 impl Measure {
     fn begin(gateway: Arc<Gateway>, link: Arc<Link>, thread: usize) -> Self {
         link.begin(gateway.node.clock.now_ms());
-        Self { gateway, link, thread, begun: Instant::now(), status: 0, endless: false }
+        Self { gateway, link, thread, begun: Instant::now(), status: 0, endless: false, kind: None }
     }
 
     fn never_ends(&mut self) {
@@ -201,9 +204,31 @@ impl Drop for Measure {
         let node = &self.gateway.node;
         self.link.end(self.endless, node.clock.now_ms());
         if !self.endless {
-            node.http.count_answer(self.thread, self.status, self.begun.elapsed());
+            let took = self.begun.elapsed();
+            node.http.count_answer(self.thread, self.status, took);
+            if let Some(kind) = self.kind {
+                node.http.count_time(self.thread, kind, took);
+            }
         }
     }
+}
+
+/// Which kind of operation on an item a request is, by its place in [`KINDS`].
+fn kind_of(request: &Request<Incoming>) -> Option<usize> {
+    let mut segments = request.uri().path().strip_prefix("/v1/caches/")?.split('/').skip(1);
+    if segments.next() != Some("keys") {
+        return None;
+    }
+    segments.next()?;
+    let name = match (request.method(), segments.next()) {
+        (&Method::GET | &Method::HEAD, None) => "get",
+        (&Method::PUT, None) | (&Method::POST, Some("append")) => "store",
+        (&Method::DELETE, None) => "delete",
+        (&Method::POST, Some("increment" | "decrement")) => "arithmetic",
+        (&Method::POST, Some("touch" | "get-and-touch")) => "touch",
+        _ => return None,
+    };
+    KINDS.iter().position(|kind| *kind == name)
 }
 
 /// A body that knows when it was handed over.

@@ -1,15 +1,24 @@
-//! Metrics in Prometheus' text format, version 0.0.4.
+//! Metrics in Prometheus' text format, version 0.0.4, or in OpenMetrics' for who asks for that.
 //!
 //! Nothing is counted here: each scrape sums what workers and store count anyway. A figure thus
 //! has one home, and a node that nobody scrapes spends nothing on metrics.
 
+use axum::http::{HeaderMap, header};
 use kiln_engine::Stats;
 use prometheus::{
     Encoder, TextEncoder,
-    proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType},
+    proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType},
 };
 
-use crate::{cluster::Figures, node::Node, peer::LinkStats, process::Usage};
+use crate::{
+    caches::Cache,
+    cluster::Figures,
+    listen::Protocol,
+    node::Node,
+    op_times::{self, KINDS, Summed},
+    peer::LinkStats,
+    process::Usage,
+};
 
 /// All metrics, now.
 pub(super) fn render(node: &Node) -> prometheus::Result<String> {
@@ -18,6 +27,7 @@ pub(super) fn render(node: &Node) -> prometheus::Result<String> {
     let stats = node.caches.stats();
     about_commands(&mut families, node, &stats);
     about_http(&mut families, node);
+    about_times(&mut families, node);
     about_items(&mut families, node, &stats);
     about_caches(&mut families, node);
     about_cluster(&mut families, node);
@@ -29,6 +39,49 @@ pub(super) fn render(node: &Node) -> prometheus::Result<String> {
     let mut text = Vec::new();
     TextEncoder::new().encode(&families.0, &mut text)?;
     Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// The media type of OpenMetrics.
+pub(super) const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Whether a client takes OpenMetrics, as Prometheus does.
+pub(super) fn wants_open_metrics(headers: &HeaderMap) -> bool {
+    let accepts = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    accepts.flat_map(|value| value.split(',')).any(|one| {
+        let mut parts = one.split(';').map(str::trim);
+        let is_it =
+            parts.next().is_some_and(|t| t.eq_ignore_ascii_case("application/openmetrics-text"));
+        is_it && !parts.any(|part| matches!(part, "q=0" | "q=0.0"))
+    })
+}
+
+/// The same metrics as OpenMetrics writes them: a counter's family has its name without `_total`,
+/// and the text has an end.
+pub(super) fn as_open_metrics(text: &str) -> String {
+    let mut open = String::with_capacity(text.len() + 16);
+    let mut counters =
+        text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter"));
+    let mut counter = counters.next();
+    for line in text.lines() {
+        let described = ["# HELP ", "# TYPE "].into_iter().find_map(|start| {
+            let rest = line.strip_prefix(start)?;
+            let rest = rest.strip_prefix(counter?)?.strip_prefix(' ')?;
+            Some((start, counter?.strip_suffix("_total")?, rest))
+        });
+        match described {
+            Some((start, family, rest)) => {
+                open.extend([start, family, " ", rest]);
+                // Its help stands before its type.
+                if start == "# TYPE " {
+                    counter = counters.next();
+                }
+            }
+            None => open.push_str(line),
+        }
+        open.push('\n');
+    }
+    open.push_str("# EOF\n");
+    open
 }
 
 fn about_node(families: &mut Families, node: &Node) {
@@ -453,6 +506,51 @@ fn about_items(families: &mut Families, node: &Node, stats: &Stats) {
     );
 }
 
+/// For which sizes hit ratios are estimated: parts and multiples of the memory there is.
+pub(super) const FACTORS: [(f64, &str); 7] = [
+    (0.125, "0.125"),
+    (0.25, "0.25"),
+    (0.5, "0.5"),
+    (1.0, "1"),
+    (2.0, "2"),
+    (4.0, "4"),
+    (8.0, "8"),
+];
+
+/// What the hit ratio would be with so many times the memory. Nothing when too little was seen.
+pub(super) fn estimated(cache: &Cache) -> Option<Vec<f64>> {
+    let stats = cache.store.stats();
+    let used = (stats.item_bytes + stats.index_bytes + stats.heap_bytes) as f64;
+    let fit = cache.store.memory() as f64 * stats.items as f64 / used.max(1.0);
+    cache.curve.hit_ratios(&FACTORS.map(|(factor, _)| factor * fit))
+}
+
+/// Times of operations.
+fn about_times(families: &mut Families, node: &Node) {
+    let of_workers = |protocol: Protocol| {
+        let times = node.workers.iter().map(move |worker| &worker.op_times[protocol as usize]);
+        times.collect::<Vec<_>>()
+    };
+    let protocols = [
+        ("memcached", of_workers(Protocol::Memcached)),
+        ("native", of_workers(Protocol::Native)),
+        ("http", node.http.op_times().iter().collect()),
+    ];
+    let mut values = Vec::new();
+    for (protocol, times) in &protocols {
+        for (place, kind) in KINDS.iter().enumerate() {
+            let summed = op_times::sum(times.iter().copied(), place);
+            values.push(([("protocol", *protocol), ("operation", *kind)], summed));
+        }
+    }
+    families.histogram(
+        "kiln_operation_duration_seconds",
+        "Time of operations on the node, by protocol and kind; of one batch in some, and each for \
+         that many.",
+        &values,
+    );
+}
+
 /// What the figures without a cache are the sums of.
 fn about_caches(families: &mut Families, node: &Node) {
     let table = node.caches.load();
@@ -496,6 +594,30 @@ fn about_caches(families: &mut Families, node: &Node) {
         .map(|(labels, (_, _, memory))| (labels.as_slice(), *memory as f64))
         .collect();
     families.gauge("kiln_cache_memory_limit_bytes", "Memory ceiling, by cache.", &limits);
+    let ratios: Vec<_> = labels
+        .iter()
+        .zip(&caches)
+        .filter(|(_, (_, stats, _))| stats.get_hits + stats.get_misses > 0)
+        .map(|(labels, (_, stats, _))| {
+            let reads = (stats.get_hits + stats.get_misses) as f64;
+            (labels.as_slice(), stats.get_hits as f64 / reads)
+        })
+        .collect();
+    let help = "Reads since the start that found their item, of all, by cache.";
+    families.gauge("kiln_cache_hit_ratio", help, &ratios);
+    let estimates: Vec<_> = table
+        .iter()
+        .filter_map(|cache| Some((&*cache.settings.name, estimated(cache)?)))
+        .flat_map(|(name, ratios)| {
+            let of_cache = move |((_, label), ratio)| ([("cache", name), ("memory", label)], ratio);
+            FACTORS.into_iter().zip(ratios).map(of_cache)
+        })
+        .collect();
+    let values: Vec<_> =
+        estimates.iter().map(|(labels, ratio)| (labels.as_slice(), *ratio)).collect();
+    let help = "What the hit ratio of the last minutes would have been with so many times the \
+                memory, estimated for a cache that drops the least recently used item.";
+    families.gauge("kiln_cache_estimated_hit_ratio", help, &values);
 }
 
 fn about_process(families: &mut Families, node: &Node, usage: Usage) {
@@ -557,6 +679,31 @@ impl Families {
         });
     }
 
+    fn histogram(&mut self, name: &str, help: &str, values: &[([(&str, &str); 2], Summed)]) {
+        let metrics = values.iter().map(|(labels, summed)| {
+            let mut histogram = Histogram::default();
+            histogram.set_sample_count(summed.count);
+            histogram.set_sample_sum(summed.sum);
+            let buckets = summed.buckets.iter().map(|(bound, count)| {
+                let mut bucket = Bucket::default();
+                bucket.set_upper_bound(*bound);
+                bucket.set_cumulative_count(*count);
+                bucket
+            });
+            histogram.set_bucket(buckets.collect());
+            let mut metric = Metric::default();
+            metric.set_label(labels.iter().map(|(name, value)| label(name, value)).collect());
+            metric.set_histogram(histogram);
+            metric
+        });
+        let mut family = MetricFamily::default();
+        family.set_name(name.to_owned());
+        family.set_help(help.to_owned());
+        family.set_field_type(MetricType::HISTOGRAM);
+        family.set_metric(metrics.collect());
+        self.0.push(family);
+    }
+
     fn add(
         &mut self,
         name: &str,
@@ -565,6 +712,10 @@ impl Families {
         values: &[(Labels<'_>, f64)],
         set: impl Fn(&mut Metric, f64),
     ) {
+        // The format has no family without a value.
+        if values.is_empty() {
+            return;
+        }
         let metrics = values.iter().map(|(labels, value)| {
             let mut metric = Metric::default();
             metric.set_label(labels.iter().map(|(name, value)| label(name, value)).collect());
@@ -585,4 +736,35 @@ fn label(name: &str, value: &str) -> LabelPair {
     label.set_name(name.to_owned());
     label.set_value(value.to_owned());
     label
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn open_metrics_names_families_of_counters_without_total_and_ends() {
+        let text = "# HELP a_total Of a.\n# TYPE a_total counter\na_total{x=\"1\"} 3\n\
+                    # HELP b Of b.\n# TYPE b gauge\nb 1\n\
+                    # HELP c_total Of c.\n# TYPE c_total counter\nc_total 4\n";
+        let open = "# HELP a Of a.\n# TYPE a counter\na_total{x=\"1\"} 3\n\
+                    # HELP b Of b.\n# TYPE b gauge\nb 1\n\
+                    # HELP c Of c.\n# TYPE c counter\nc_total 4\n# EOF\n";
+        assert_eq!(as_open_metrics(text), open);
+    }
+
+    #[test]
+    fn open_metrics_is_for_who_asks_for_it() {
+        let wants = |accept: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::ACCEPT, HeaderValue::from_static(accept));
+            wants_open_metrics(&headers)
+        };
+        assert!(wants("application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.4"));
+        assert!(!wants("*/*") && !wants("text/plain"));
+        assert!(!wants("application/openmetrics-text;q=0"));
+        assert!(!wants_open_metrics(&HeaderMap::new()));
+    }
 }

@@ -61,7 +61,7 @@ use std::{
 use axum::{
     Router,
     extract::{DefaultBodyLimit, State},
-    http::header,
+    http::{HeaderMap, header},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -202,8 +202,12 @@ fn router(gateway: &Arc<Gateway>) -> Router {
         .with_state(Arc::clone(gateway))
 }
 
-async fn show_metrics(State(gateway): State<Arc<Gateway>>) -> Response {
+async fn show_metrics(State(gateway): State<Arc<Gateway>>, headers: HeaderMap) -> Response {
     match metrics::render(&gateway.node) {
+        Ok(text) if metrics::wants_open_metrics(&headers) => {
+            let headers = [(header::CONTENT_TYPE, metrics::OPEN_METRICS), (header::VARY, "accept")];
+            (headers, metrics::as_open_metrics(&text)).into_response()
+        }
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
         Err(error) => {
             tracing::error!(%error, "cannot render the metrics");

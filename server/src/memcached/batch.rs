@@ -10,15 +10,17 @@
 
 use kiln_engine::{Appended, Store, Value};
 use kiln_protocol::Parsed;
-use kiln_protocol::command::{Delete, ItemMeta, Outcome};
+use kiln_protocol::command::{Command, Delete, ItemMeta, Outcome};
 use kiln_protocol::memcached::{
     FlushTime, KeyScratch, Op, Parser, Reply, Stats, lines, write_version,
 };
 
+use crate::caches::Cache;
 use crate::connection::budget::Share;
 use crate::connection::{Context, Output, Then, WorkerMemory};
 use crate::execute::{PlainRead, Sink, execute, meta};
 use crate::memcached::{PROTOCOL_VERSION, stats};
+use crate::op_times::{self, KindCounts};
 
 /// Requests parsed ahead, so that what they need can be fetched ahead.
 pub(super) const BATCH_MAX: usize = 64;
@@ -51,7 +53,7 @@ pub(super) fn run(
     input: &[u8],
     memory: &mut WorkerMemory,
 ) -> (usize, Then) {
-    let WorkerMemory { replies, memcached, sampler, .. } = memory;
+    let WorkerMemory { replies, memcached, sampler, kinds, .. } = memory;
     let BatchMemory { ops: kept_ops, hashes, keys } = memcached;
     let cache = context.node.default_cache();
     let mut done = 0;
@@ -65,6 +67,7 @@ pub(super) fn run(
         if let Some(place) = sampler.pick(hashes.len()) {
             count_key(context, &ops, place, hashes[place]);
         }
+        note_kinds(cache, &ops, hashes, kinds);
         let mut hashes = cache.store.ahead(hashes);
         let mut close = false;
         let mut early = None;
@@ -112,6 +115,25 @@ pub(super) fn count_key(context: &Context<'_>, ops: &[Op<'_>], place: usize, has
     });
     if let Some(command) = commands.into_iter().nth(place) {
         context.worker.hottest.lock().count(0, command.key(), hash);
+    }
+}
+
+/// Counts operations by kind, and shows reads to the cache's miss-ratio curve.
+pub(super) fn note_kinds(cache: &Cache, ops: &[Op<'_>], hashes: &[u64], kinds: &mut KindCounts) {
+    let commands = ops.iter().filter_map(|op| match op {
+        Op::Data { command, .. } => Some(command),
+        _ => None,
+    });
+    let mut reads = 0;
+    for (command, &hash) in commands.zip(hashes) {
+        kinds[op_times::kind(command)] += 1;
+        if matches!(command, Command::Get(_)) {
+            reads += 1;
+            cache.curve.read(hash);
+        }
+    }
+    if reads > 0 {
+        cache.curve.count(reads);
     }
 }
 

@@ -72,7 +72,7 @@ pub(super) fn run(
     input: &[u8],
     memory: &mut WorkerMemory,
 ) -> (usize, Then) {
-    let WorkerMemory { replies, memcached, sampler, .. } = memory;
+    let WorkerMemory { replies, memcached, sampler, kinds, .. } = memory;
     let BatchMemory { ops: kept_ops, hashes, keys } = memcached;
     let mut done = 0;
     loop {
@@ -95,6 +95,8 @@ pub(super) fn run(
                 if let Some(place) = sampler.pick(turn.hashes.len()) {
                     batch::count_key(turn.context, &ops, place, turn.hashes[place]);
                 }
+                let cache = turn.context.node.default_cache();
+                batch::note_kinds(cache, &ops, turn.hashes, kinds);
                 turn.run(&ops, replies)
             }
         };

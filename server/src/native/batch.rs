@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kiln_engine::{Ahead, Store};
 use kiln_protocol::{
     Parsed,
-    native::{Body, ErrorCode, Failure, FrameError, ItemHead, Items, Request, respond},
+    native::{Body, ErrorCode, Failure, FrameError, ItemHead, Items, Op, Request, respond},
 };
 
 use crate::{
@@ -20,6 +20,7 @@ use crate::{
         scan,
         session::{Found, Native},
     },
+    op_times::KindCounts,
 };
 
 /// Requests parsed ahead and prefetched together.
@@ -115,7 +116,7 @@ pub(super) fn run(
     input: &[u8],
     memory: &mut WorkerMemory,
 ) -> (usize, Then) {
-    let WorkerMemory { replies, native, sampler, .. } = memory;
+    let WorkerMemory { replies, native, sampler, kinds, .. } = memory;
     let BatchMemory { requests: kept, hashes, scratch } = native;
     let mut done = 0;
     loop {
@@ -147,6 +148,7 @@ pub(super) fn run(
         {
             count_key(context, &requests[place], hashes[place]);
         }
+        note_kinds(&requests, hashes, kinds);
         let last = requests.len();
         let mut left = Left::All;
         let mut operations = 0;
@@ -277,6 +279,25 @@ enum After {
 
 /// Counts the key that a request asks for.
 #[cold]
+/// Counts operations by kind, and shows reads to the miss-ratio curves. What is in a batch is left
+/// out: it would have to be read twice.
+fn note_kinds(requests: &[Ready<'_, '_>], hashes: &[u64], kinds: &mut KindCounts) {
+    for (request, &hash) in requests.iter().zip(hashes) {
+        let Ready::Item { head, found: Some(found), .. } = request else { continue };
+        kinds[match head.op() {
+            Op::Get => {
+                found.cache.curve.count(1);
+                found.cache.curve.read(hash);
+                0
+            }
+            Op::Delete => 2,
+            Op::Increment | Op::Decrement => 3,
+            Op::Touch => 4,
+            _ => 1,
+        }] += 1;
+    }
+}
+
 fn count_key(context: &Context<'_>, request: &Ready<'_, '_>, hash: u64) {
     if let Ready::Item { head, found: Some(found), .. } = request {
         context.worker.hottest.lock().count(found.cache.id, head.key, hash);

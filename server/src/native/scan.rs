@@ -140,7 +140,7 @@ pub(crate) struct Lens {
 
 impl Lens {
     /// Everything.
-    fn all(now_ms: u64) -> Self {
+    pub(crate) fn all(now_ms: u64) -> Self {
         Self { clock_ms: now_ms, now_ms, part: None }
     }
 
@@ -156,7 +156,13 @@ impl Lens {
         Self { clock_ms: cache.clock_ms(now_ms, Some(cluster)), now_ms, part }
     }
 
-    fn shows(&self, key: &[u8], info: &ItemInfo) -> bool {
+    /// The clock by which the store is read.
+    pub(crate) fn clock_ms(&self) -> u64 {
+        self.clock_ms
+    }
+
+    /// Whether an item is to be told.
+    pub(crate) fn shows(&self, key: &[u8], info: &ItemInfo) -> bool {
         if info.deadline_ms.is_some_and(|deadline| deadline <= self.now_ms) {
             return false;
         }

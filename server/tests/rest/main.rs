@@ -15,3 +15,4 @@ mod errors;
 mod gateway;
 mod items;
 mod scan;
+mod several;

@@ -2,28 +2,37 @@
 //!
 //! Keys are any bytes: the page asks for them in URL-safe base64 and shows the text made here. A
 //! step is bounded in keys told, in items looked at and in bytes, and ends with a cursor; a prefix
-//! that few keys have takes several. Looking does not count as use: what is looked at leaves no
+//! that few keys have takes several. Of several nodes each tells of the items that it answers for
+//! (see `across`). Looking does not count as use: what is looked at leaves no
 //! later for it.
 
 use std::sync::Arc;
 
 use axum::{
     extract::{Query, State, rejection::QueryRejection},
-    http::header,
+    http::{HeaderMap, header},
     response::{IntoResponse, Response},
 };
 use base64::{
     Engine,
     prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD},
 };
-use kiln_engine::{GetOptions, ItemInfo, Store, Value};
+use kiln_engine::{ItemInfo, Store};
+use kiln_protocol::command::{Command, Get, ItemMeta, Outcome};
 use serde::{Deserialize, Serialize};
 
 use super::sampler::Dashboard;
 use crate::{
     caches::Cache,
-    http::problem::{self, Kind, Problem},
+    http::{
+        across::{self, Step, Stop},
+        items::refusal,
+        once, percent,
+        problem::{self, Kind, Problem},
+    },
+    native::scan::Lens,
     node::Node,
+    perform::{OwnedValue, perform},
 };
 
 /// Keys told in one step; the last place of the store may add some.
@@ -53,7 +62,10 @@ pub(super) struct ListQuery {
     /// In base64.
     #[serde(default)]
     prefix: String,
-    cursor: Option<u64>,
+    cursor: Option<String>,
+    /// Only what this node answers for.
+    #[serde(default)]
+    here: bool,
 }
 
 /// What is asked of an item.
@@ -65,18 +77,18 @@ pub(super) struct ItemQuery {
     key: String,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 struct List {
     keys: Vec<Listed>,
     /// Where to go on; nothing at the end.
-    cursor: Option<u64>,
+    cursor: Option<String>,
     /// Items looked at.
     seen: usize,
     /// Keys with the prefix that were too many or too long for one step.
     left_out: usize,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 struct Listed {
     /// In base64.
     key: String,
@@ -104,13 +116,54 @@ struct Item {
 pub(super) async fn list(
     State(dashboard): State<Arc<Dashboard>>,
     query: Result<Query<ListQuery>, QueryRejection>,
+    headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let node = &*dashboard.node;
     let query = allowed(node, query)?;
     let prefix = bytes("prefix", &query.prefix)?;
     let cache = cache(node, &query.cache)?;
-    let start = query.cursor.unwrap_or(0);
-    Ok(json(&walk(&cache.store, &prefix, start, node.clock.now_ms())))
+    let table = if query.here { None } else { across::table(node) };
+    let bad_cursor = || Problem::bad_request("the cursor is not one of this list");
+    let here = |place: Option<String>| {
+        let start = place.map_or(Ok(0), |place| place.parse()).map_err(|_| bad_cursor())?;
+        let now_ms = node.clock.now_ms();
+        Ok(walk(&cache.store, &Lens::of(node, &cache, now_ms), &prefix, start, now_ms))
+    };
+    let step = across::step(table.as_ref(), query.cursor.as_deref()).map_err(|_| bad_cursor())?;
+    let list = match step {
+        Step::Here(place) => here(place)?,
+        Step::End => List { keys: Vec::new(), cursor: None, seen: 0, left_out: 0 },
+        Step::At(Stop { node: at, address, place }) => {
+            let list = match address {
+                None => here(place)?,
+                Some(address) => there(&address, &query, place, &headers).await?,
+            };
+            let cursor =
+                table.and_then(|(table, _)| across::cursor(&table, at, list.cursor.as_deref()));
+            List { cursor, ..list }
+        }
+    };
+    Ok(json(&list))
+}
+
+/// A step on another node.
+async fn there(
+    address: &str,
+    query: &ListQuery,
+    place: Option<String>,
+    headers: &HeaderMap,
+) -> Result<List, Problem> {
+    let (cache, prefix) = (percent::encode(query.cache.as_bytes()), &query.prefix);
+    let prefix = percent::encode(prefix.as_bytes());
+    let cursor = place.map_or(String::new(), |place| format!("&cursor={place}"));
+    let target = format!("/dashboard/keys?here=true&cache={cache}&prefix={prefix}{cursor}");
+    let body = across::ask(address, &target, headers).await?;
+    serde_json::from_slice(&body).map_err(|_| {
+        Problem::new(
+            Kind::Unavailable,
+            format!("the answer of the node at {address} cannot be read"),
+        )
+    })
 }
 
 /// `GET /dashboard/item`.
@@ -122,9 +175,26 @@ pub(super) async fn show(
     let query = allowed(node, query)?;
     let key = bytes("key", &query.key)?;
     let cache = cache(node, &query.cache)?;
-    let item = look(&cache.store, &key, node.clock.now_ms());
-    let item = item.ok_or_else(|| Problem::new(Kind::Miss, "the cache has no item with this key"));
-    Ok(json(&item?))
+    let get = Command::Get(Get { no_bump: true, ..Get::plain(&key) });
+    let performed = perform(node, &cache, get).await;
+    match (performed.outcome, performed.value) {
+        (Outcome::Hit(item), Some(value)) => Ok(json(&Item::of(&key, &item, &value))),
+        (outcome, _) => Err(refusal(&outcome)),
+    }
+}
+
+impl Item {
+    fn of(key: &[u8], item: &ItemMeta, value: &OwnedValue) -> Self {
+        Self {
+            text: text(key),
+            value_len: item.value_len,
+            ttl_ms: item.ttl_ms,
+            flags: item.flags,
+            version: item.version.to_string(),
+            idle_s: item.idle_s,
+            preview: BASE64_STANDARD.encode(value.copy(0..item.value_len.min(PREVIEW_LEN))),
+        }
+    }
 }
 
 fn allowed<T>(node: &Node, query: Result<Query<T>, QueryRejection>) -> Result<T, Problem> {
@@ -149,13 +219,14 @@ fn cache(node: &Node, name: &str) -> Result<Arc<Cache>, Problem> {
 }
 
 /// A step through a store.
-fn walk(store: &Store, prefix: &[u8], start: u64, now_ms: u64) -> List {
-    let mut list = List { keys: Vec::new(), cursor: Some(start), seen: 0, left_out: 0 };
-    let mut bytes = 0;
+fn walk(store: &Store, lens: &Lens, prefix: &[u8], start: u64, now_ms: u64) -> List {
+    let mut list = List { keys: Vec::new(), cursor: None, seen: 0, left_out: 0 };
+    let (mut at, mut bytes) = (Some(start), 0);
     for _ in 0..LOOKS_MAX {
-        let Some(cursor) = list.cursor else { break };
-        let step = store.scan(cursor, 1, now_ms, |entry| {
-            if !entry.key.starts_with(prefix) {
+        let Some(place) = at else { break };
+        let step = store.scan(place, 1, lens.clock_ms(), |entry| {
+            let shown = lens.shows(entry.key, &entry.info) && !once::is_of_request(entry.key);
+            if !shown || !entry.key.starts_with(prefix) {
                 return;
             }
             bytes += entry.key.len();
@@ -172,36 +243,13 @@ fn walk(store: &Store, prefix: &[u8], start: u64, now_ms: u64) -> List {
             });
         });
         list.seen += step.seen;
-        list.cursor = step.next;
+        at = step.next;
         if list.keys.len() >= KEYS_MAX || list.seen >= SEEN_MAX || bytes > KEY_BYTES_MAX {
             break;
         }
     }
+    list.cursor = at.map(|place| place.to_string());
     list
-}
-
-fn look(store: &Store, key: &[u8], now_ms: u64) -> Option<Item> {
-    let options = GetOptions { no_bump: true, ..GetOptions::default() };
-    store.get(key, Store::hash(key), &options, now_ms, |info, value| {
-        let mut preview = Vec::new();
-        let mut add = |piece: &[u8]| {
-            let room = PREVIEW_LEN - preview.len();
-            preview.extend_from_slice(&piece[..piece.len().min(room)]);
-        };
-        match value {
-            Value::Inline(bytes) => add(bytes),
-            Value::Large(pinned) => pinned.slices().iter().for_each(|piece| add(piece)),
-        }
-        Item {
-            text: text(key),
-            value_len: info.value_len,
-            ttl_ms: ttl_ms(info, now_ms),
-            flags: info.flags,
-            version: info.version.to_string(),
-            idle_s: info.idle_s,
-            preview: BASE64_STANDARD.encode(&preview),
-        }
-    })
 }
 
 fn glance(value: &[u8]) -> String {
@@ -280,12 +328,12 @@ mod tests {
     fn walk_all(store: &Store, prefix: &[u8]) -> (BTreeSet<String>, usize) {
         let (mut found, mut steps, mut cursor) = (BTreeSet::new(), 0, 0);
         loop {
-            let list = walk(store, prefix, cursor, 2);
+            let list = walk(store, &Lens::all(2), prefix, cursor, 2);
             assert!(list.keys.len() <= 2 * KEYS_MAX && list.left_out == 0);
             found.extend(list.keys.into_iter().map(|key| key.text));
             steps += 1;
             match list.cursor {
-                Some(next) => cursor = next,
+                Some(next) => cursor = next.parse().unwrap(),
                 None => return (found, steps),
             }
         }
@@ -314,12 +362,12 @@ mod tests {
         }
         let (mut told, mut left_out, mut cursor) = (0, 0, 0);
         loop {
-            let list = walk(&store, b"k", cursor, 2);
+            let list = walk(&store, &Lens::all(2), b"k", cursor, 2);
             assert!(list.keys.iter().map(|key| key.key.len()).sum::<usize>() < 2 * KEY_BYTES_MAX);
             told += list.keys.len();
             left_out += list.left_out;
             match list.cursor {
-                Some(next) => cursor = next,
+                Some(next) => cursor = next.parse().unwrap(),
                 None => break,
             }
         }
@@ -329,19 +377,17 @@ mod tests {
 
     #[test]
     fn an_item_is_shown_with_the_beginning_of_its_value() {
-        let store = store();
         let value: Vec<u8> = (0..100_000_u32).map(|number| number as u8).collect();
-        write(&store, b"large", &value);
-        write(&store, b"small", b"\x00text");
-        let item = look(&store, b"large", 2).unwrap();
-        assert_eq!(item.value_len, 100_000);
-        assert_eq!(BASE64_STANDARD.decode(item.preview).unwrap(), value[..PREVIEW_LEN]);
-        let item = look(&store, b"small", 2).unwrap();
-        assert_eq!(BASE64_STANDARD.decode(item.preview).unwrap(), b"\x00text");
+        let show = |value: &[u8]| {
+            let item = ItemMeta { value_len: value.len(), ..ItemMeta::default() };
+            Item::of(b"k", &item, &OwnedValue::Copied(value.to_vec().into()))
+        };
+        assert_eq!(show(&value).value_len, 100_000);
+        assert_eq!(BASE64_STANDARD.decode(show(&value).preview).unwrap(), value[..PREVIEW_LEN]);
+        assert_eq!(BASE64_STANDARD.decode(show(b"\x00text").preview).unwrap(), b"\x00text");
         assert_eq!(glance(&value[65..75]), "ABCDEFGHIJ");
         assert_eq!(glance(&[b'v'; GLANCE_LEN]), "v".repeat(GLANCE_LEN));
         assert_eq!(glance(&[b'v'; GLANCE_LEN + 1]), "v".repeat(GLANCE_LEN) + "…");
-        assert!(item.ttl_ms.is_none() && look(&store, b"absent", 2).is_none());
     }
 
     #[test]

@@ -146,9 +146,16 @@ pub(super) struct CacheFigures {
     ops_per_s: f64,
     evictions_per_s: f64,
     expirations_per_s: f64,
+    /// Hit ratios with parts and multiples of the memory, where enough was seen to estimate them.
+    curve: Option<Vec<f64>>,
 }
 
 impl CacheFigures {
+    /// What the hit ratio would be with other sizes: see `metrics::FACTORS`.
+    pub(super) fn set_curve(&mut self, curve: Option<Vec<f64>>) {
+        self.curve = curve;
+    }
+
     fn new(id: u32) -> Self {
         Self {
             id,
@@ -162,6 +169,7 @@ impl CacheFigures {
             ops_per_s: 0.0,
             evictions_per_s: 0.0,
             expirations_per_s: 0.0,
+            curve: None,
         }
     }
 
@@ -208,11 +216,11 @@ fn other_operations(stats: &Stats) -> u64 {
         + stats.decr_misses
 }
 
-/// As a short row: id, items, bytes, memory, hits, misses, recent hit ratio, and operations,
-/// evictions and expirations a second.
+/// As a short row: id, items, bytes, memory, hits, misses, recent hit ratio, operations, evictions
+/// and expirations a second, and the estimated hit ratios if there are any.
 impl Serialize for CacheFigures {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut row = serializer.serialize_tuple(10)?;
+        let mut row = serializer.serialize_tuple(10 + usize::from(self.curve.is_some()))?;
         row.serialize_element(&self.id)?;
         row.serialize_element(&self.items)?;
         row.serialize_element(&self.bytes)?;
@@ -223,6 +231,10 @@ impl Serialize for CacheFigures {
             [self.recent_ratio(), self.ops_per_s, self.evictions_per_s, self.expirations_per_s]
         {
             row.serialize_element(&Figure(figure))?;
+        }
+        if let Some(curve) = &self.curve {
+            let figures: Vec<_> = curve.iter().copied().map(Figure).collect();
+            row.serialize_element(&figures)?;
         }
         row.end()
     }
@@ -296,8 +308,12 @@ mod tests {
     }
 
     #[test]
-    fn a_cache_is_told_in_ten_numbers() {
+    fn a_cache_is_told_in_ten_numbers_and_its_curve() {
         let json = serde_json::to_string(&CacheFigures::new(3)).unwrap();
         assert_eq!(json, "[3,0,0,0,0,0,null,0,0,0]");
+        let mut figures = CacheFigures::new(3);
+        figures.set_curve(Some(vec![0.25, 0.5]));
+        let json = serde_json::to_string(&figures).unwrap();
+        assert_eq!(json, "[3,0,0,0,0,0,null,0,0,0,[0.25,0.5]]");
     }
 }

@@ -27,6 +27,7 @@ use super::{
 use crate::{
     caches::Table,
     hottest,
+    http::metrics,
     native::{self, cluster_view},
     node::Node,
 };
@@ -155,6 +156,13 @@ impl State {
             reading::add_latencies(&mut sample, node);
             sample
         });
+        if self.seq % LIST_PERIOD == 1 {
+            for cache in table.iter() {
+                if let Some(figures) = self.caches.get_mut(&cache.id) {
+                    figures.set_curve(metrics::estimated(cache));
+                }
+            }
+        }
         self.figures = NodeFigures::of(&status);
         self.cluster = ClusterState::of(status, &self.known.told);
         let now_ms = reading.at_ms;

@@ -22,7 +22,7 @@ const model = {
   events: [],
 };
 
-const cacheFields = ["id", "items", "bytes", "memory", "hits", "misses", "recent", "ops", "evictions", "expirations"];
+const cacheFields = ["id", "items", "bytes", "memory", "hits", "misses", "recent", "ops", "evictions", "expirations", "curve"];
 const named = (row) => Object.fromEntries(cacheFields.map((name, place) => [name, row[place]]));
 const byId = (list) => new Map(list.map((one) => [one.id, one]));
 

@@ -167,6 +167,31 @@ const nodesSection = {
   draw() { this.table.show(model.topology.nodes); },
 };
 
+// Hit ratios with an eighth, a quarter, half, all, twice, four and eight times the memory.
+const CURVE_ONCE = 3;
+const CURVE_TWICE = 4;
+const CURVE_SIZE = { width: 84, height: 22 };
+
+/** What the hit ratio would be with less memory or with more, estimated. */
+function drawCurve(cell, cache) {
+  const curve = model.caches.get(cache.id)?.curve;
+  if (!curve) {
+    cell.replaceChildren(NONE);
+    cell.title = "Too few different keys were read to tell.";
+    return;
+  }
+  const { width, height } = CURVE_SIZE;
+  const across = (place) => (place / (curve.length - 1)) * (width - 4) + 2;
+  const up = (ratio) => height - 2 - ratio * (height - 4);
+  const points = curve.map((ratio, place) => `${across(place).toFixed(1)},${up(ratio).toFixed(1)}`).join(" ");
+  const words = `with half the memory ${percent(curve[CURVE_ONCE - 1])}, as it is ${percent(curve[CURVE_ONCE])}, with twice as much ${percent(curve[CURVE_TWICE])}`;
+  cell.title = `Estimated hit ratio: ${words}`;
+  cell.replaceChildren(shape("svg", { class: "curve", width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `Hit ratio ${words}` },
+    shape("line", { x1: across(CURVE_ONCE), x2: across(CURVE_ONCE), y1: 1, y2: height - 1 }),
+    shape("polyline", { points }),
+    shape("circle", { cx: across(CURVE_ONCE), cy: up(curve[CURVE_ONCE]), r: 2.5 })));
+}
+
 const cachesSection = {
   start() {
     const figure = (name) => (cache) => { const value = model.caches.get(cache.id)?.[name]; return isNumber(value) ? value : null; };
@@ -189,6 +214,7 @@ const cachesSection = {
         column("ops", "Ops/s", number),
         column("recent", "Hits", percent),
         { id: "since", title: "Since start", numeric: true, level: 3, sort: sinceStart, text: (cache) => percent(sinceStart(cache)) },
+        { id: "curve", title: "Hits by memory", level: 3, sort: (cache) => model.caches.get(cache.id)?.curve?.[CURVE_TWICE] ?? null, draw: drawCurve },
         column("evictions", "Evicted/s", number, 2),
         column("expirations", "Expired/s", number, 3),
         { id: "ttl", title: "TTL", numeric: true, level: 3, sort: (cache) => cache.default_ttl_ms ?? Infinity, text: (cache) => (cache.default_ttl_ms === null ? "none" : duration(cache.default_ttl_ms)) },
