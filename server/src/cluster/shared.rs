@@ -132,6 +132,20 @@ impl Cluster {
         self.links.get().map_or((Vec::new(), 0), |links| (links.stats(), links.turned_away()))
     }
 
+    /// Asks another node something that is not for its replication core.
+    pub(crate) async fn call(
+        &self,
+        to: NodeId,
+        kind: u8,
+        body: Bytes,
+        within: Duration,
+    ) -> Result<Bytes, String> {
+        let Some(links) = self.links.get().cloned() else {
+            return Err("the node is starting".to_owned());
+        };
+        links.call(to, kind, body, within).await.map_err(|error| error.to_string())
+    }
+
     /// The controller group.
     pub(crate) fn control(&self) -> Option<&Control> {
         self.control.get()
