@@ -95,7 +95,7 @@ install_tools() {
     install_or_skip "the alert rules" prometheus
     rustup component add rustfmt clippy 2>/dev/null || true
     python3 -m pip install -q --upgrade --target "$PYTHON_LIBS" \
-        pymemcache pylibmc python-memcached pytest msgpack schemathesis openapi-python-client
+        pymemcache pylibmc python-memcached pytest msgpack schemathesis openapi-python-client duckdb
     # The clients' own test suites come with their sources only.
     rm -rf "$WORK/sources"
     mkdir -p "$WORK/sources"

@@ -15,6 +15,7 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, Guard};
+use bytes::Bytes;
 use kiln_cluster::{
     effect::Operation,
     ids::{ClusterId, Generation, Member, NodeId, Place},
@@ -132,6 +133,20 @@ impl Cluster {
     /// The connections with other nodes, and how many were turned away.
     pub(crate) fn links(&self) -> (Vec<LinkStats>, u64) {
         self.links.get().map_or((Vec::new(), 0), |links| (links.stats(), links.turned_away()))
+    }
+
+    /// Asks another node something that is not for its replication core.
+    pub(crate) async fn call(
+        &self,
+        to: NodeId,
+        kind: u8,
+        body: Bytes,
+        within: Duration,
+    ) -> Result<Bytes, String> {
+        let Some(links) = self.links.get().cloned() else {
+            return Err("the node is starting".to_owned());
+        };
+        links.call(to, kind, body, within).await.map_err(|error| error.to_string())
     }
 
     /// The controller group.

@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr, TcpListener},
     pin::Pin,
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, Weak},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -38,6 +38,7 @@ use crate::{
     failure::Failure,
     node::{Node, random},
     peer::{Caller, Identity, Inbound, LinkSettings, Links, Refused},
+    streams,
 };
 
 /// Partitions of a new cluster.
@@ -68,6 +69,7 @@ pub(crate) struct Running {
 
 /// What reaches this node from others.
 struct Door {
+    node: Weak<Node>,
     inbox: Arc<Inbox>,
     control: OnceLock<Control>,
 }
@@ -83,6 +85,12 @@ impl Inbound for Door {
         kind: u8,
         body: Bytes,
     ) -> Pin<Box<dyn Future<Output = Result<Bytes, Refused>> + Send>> {
+        if kind == streams::CALL {
+            let node = self.node.upgrade();
+            return Box::pin(async move {
+                streams::answer(node.ok_or(Refused::Stopping)?, from, body).await
+            });
+        }
         match self.control.get() {
             Some(control) => control.answer(from, kind, body),
             None => {
@@ -108,7 +116,11 @@ pub(crate) async fn start(node: &Arc<Node>, listener: TcpListener) -> Result<Run
     let profile = profile(node, peer_address);
 
     let inbox = Arc::new(Inbox::default());
-    let door = Arc::new(Door { inbox: Arc::clone(&inbox), control: OnceLock::new() });
+    let door = Arc::new(Door {
+        node: Arc::downgrade(node),
+        inbox: Arc::clone(&inbox),
+        control: OnceLock::new(),
+    });
     let (links_sender, links) = oneshot::channel();
     let (driver_sender, driver) = oneshot::channel::<Driver>();
     let identity = Identity { member: me, name: config.name.to_string() };

@@ -18,6 +18,7 @@ mod load;
 mod man;
 mod output;
 mod records;
+mod stream;
 mod top;
 mod value;
 
@@ -50,6 +51,9 @@ pub(crate) enum ClientCommand {
     /// Show the cluster, change it, check its copies.
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
+    /// Streams of sensor readings: make, list, show, drop, feed from a file, look at a sensor.
+    #[command(subcommand)]
+    Stream(stream::StreamCommand),
     Load(load::Load),
     Dump(dump::Dump),
     Bench(bench::Bench),
@@ -103,6 +107,7 @@ pub(crate) fn run(command: ClientCommand, cli: fn() -> clap::Command) -> ExitCod
         ClientCommand::Scan(command) => block_on(command.run()),
         ClientCommand::Cache(command) => block_on(command.run()),
         ClientCommand::Cluster(command) => block_on(command.run()),
+        ClientCommand::Stream(command) => block_on(command.run()),
         ClientCommand::Load(command) => block_on(command.run()),
         ClientCommand::Dump(command) => block_on(command.run()),
         ClientCommand::Bench(command) => command.run(),

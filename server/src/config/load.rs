@@ -21,7 +21,8 @@ pub(super) const VARIABLE_PREFIX: &str = "KILN_";
 pub(crate) const CONFIG_VARIABLE: &str = "KILN_CONFIG";
 
 /// Tell the commands that use a cluster where it is and who asks; no settings of a node.
-const CLIENT_VARIABLES: [&str; 3] = ["KILN_ADDRESS", "KILN_USER", "KILN_PASSWORD_FILE"];
+const CLIENT_VARIABLES: [&str; 4] =
+    ["KILN_ADDRESS", "KILN_HTTP", "KILN_USER", "KILN_PASSWORD_FILE"];
 
 /// Where lines come in on a node whose file has streams and says nothing else.
 const INGEST_WITH_STREAMS: &str = "127.0.0.1:7313";

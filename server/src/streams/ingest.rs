@@ -118,13 +118,14 @@ impl Streams {
             sequence: source.sequence,
             time_max: time_max.map(|time| stream.heard(source.producer, source.epoch, time)),
         };
-        receipt.add(self.apply(stream, Arc::new(producer), parts).await);
+        receipt.add(self.apply_anywhere(node, stream, Arc::new(producer), parts).await);
         receipt
     }
 
     /// Tries what was left of a batch without a number again: its other parts were taken in.
     pub(super) async fn again(
         &self,
+        node: &Node,
         stream: &Arc<Stream>,
         source: Source<'_>,
         left: Vec<(u32, Batch)>,
@@ -136,11 +137,11 @@ impl Streams {
             sequence: None,
             time_max,
         };
-        self.apply(stream, Arc::new(producer), left).await
+        self.apply_anywhere(node, stream, Arc::new(producer), left).await
     }
 
-    /// Has parts of a batch applied by the shards that own them.
-    pub(crate) async fn apply(
+    /// Has parts of a batch that are this node's applied by the shards that own them.
+    pub(super) async fn apply_here(
         &self,
         stream: &Arc<Stream>,
         producer: Arc<Producer>,

@@ -329,7 +329,7 @@ impl Connection {
             {
                 time::sleep(Duration::from_millis(RETRY_AFTER_MS / 4)).await;
                 let left = std::mem::take(&mut receipt.left);
-                receipt = streams.again(stream, source, left).await;
+                receipt = streams.again(&self.node, stream, source, left).await;
             }
             if let Some(refused) = &receipt.refused {
                 tracing::warn!(stream = %stream.name, %refused, "readings were refused");

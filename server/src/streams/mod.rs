@@ -11,6 +11,7 @@
 //!   stream    one stream: plan, caches, counters, followers
 //!   registry  which streams there are: by the table of the cluster, or by this node alone
 //!   ingest    a batch on its way to the shards, and what came of it
+//!   forward   partitions on other nodes
 //!   shard     a thread and the operators it owns
 //!   sink      effects to items
 //!   render    results as text
@@ -23,6 +24,7 @@
 //! an ingest answers as accepted has changed the state and been written to the caches, or waits in
 //! a bounded list to be written; what cannot be taken is refused, never dropped unseen.
 
+mod forward;
 mod inflate;
 mod ingest;
 mod lines;
@@ -48,6 +50,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use self::shard::{Job, Shard};
 use crate::node::Node;
 
+pub(crate) use forward::{CALL, answer};
 pub(crate) use inflate::{Coding, InflateError, inflate};
 pub(crate) use ingest::{IngestError, RETRY_AFTER_MS, Receipt, Source, check_producer, read_text};
 pub(crate) use lines::Door;

@@ -13,7 +13,9 @@ use serde_json::{Map, Value};
 use tokio::sync::oneshot;
 
 use super::{
-    Stream, render,
+    Stream,
+    forward::{Owner, latest_there, owner, recent_there},
+    render,
     shard::{Job, Recent},
 };
 use crate::{caches::Cache, node::Node, perform::perform};
@@ -81,8 +83,21 @@ pub(crate) enum RangeError {
     Unreadable,
 }
 
-/// Time and value of a sensor's latest reading, where this node keeps its state.
+/// Time and value of a sensor's latest reading, from the node that keeps its state.
 pub(crate) async fn latest_of(
+    node: &Node,
+    stream: &Arc<Stream>,
+    sensor: &[u8],
+) -> Option<(i64, f64)> {
+    match owner(node, stream, place_of(node, sensor).0) {
+        Owner::Here => latest_here(node, stream, sensor).await,
+        Owner::There(to) => latest_there(node, stream, to, sensor).await,
+        Owner::Nobody => None,
+    }
+}
+
+/// The same on this node.
+pub(super) async fn latest_here(
     node: &Node,
     stream: &Arc<Stream>,
     sensor: &[u8],
@@ -94,7 +109,27 @@ pub(crate) async fn latest_of(
     answer.await.ok()?
 }
 
-async fn recent_of(node: &Node, stream: &Arc<Stream>, sensor: &[u8], window: u16) -> Vec<Recent> {
+async fn recent_of(
+    node: &Node,
+    stream: &Arc<Stream>,
+    sensor: &[u8],
+    window: u16,
+) -> Result<Vec<Recent>, RangeError> {
+    match owner(node, stream, place_of(node, sensor).0) {
+        Owner::Here => Ok(recent_here(node, stream, sensor, window).await),
+        Owner::There(to) => {
+            recent_there(node, stream, to, sensor, window).await.map_err(|_| RangeError::Unreadable)
+        }
+        Owner::Nobody => Err(RangeError::Unreadable),
+    }
+}
+
+pub(super) async fn recent_here(
+    node: &Node,
+    stream: &Arc<Stream>,
+    sensor: &[u8],
+    window: u16,
+) -> Vec<Recent> {
     let (reply, answer) = oneshot::channel();
     let (partition, shard) = place_of(node, sensor);
     let stream = Arc::clone(stream);
@@ -162,7 +197,7 @@ pub(crate) async fn range(
         if range.fill != Fill::None {
             return Err(RangeError::NoGrid);
         }
-        let known = recent_of(node, stream, sensor, index as u16).await;
+        let known = recent_of(node, stream, sensor, index as u16).await?;
         let within = |one: &&Recent| {
             range.from.is_none_or(|from| one.start >= from)
                 && range.to.is_none_or(|to| one.start < to)

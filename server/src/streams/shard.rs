@@ -23,6 +23,7 @@ use tokio::{
 
 use super::{
     Stream,
+    forward::{Owner, owner},
     ingest::{IngestError, Receipt, refuse_all},
     render,
     sink::Sink,
@@ -69,7 +70,7 @@ pub(super) struct Apply {
 }
 
 /// Where a result of a count or session window is.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Recent {
     pub(crate) start: i64,
     pub(crate) end: i64,
@@ -84,7 +85,7 @@ pub(super) struct Shard {
     streams: HashMap<u64, Parts>,
     sink: Sink,
     scratch: Scratch,
-    /// The table of the cluster that was looked at last; by the first shard, for all.
+    /// The table of the cluster that was looked at last.
     followed: Option<kiln_cluster::ids::Epoch>,
 }
 
@@ -261,15 +262,18 @@ impl Shard {
     async fn tick(&mut self) {
         let node = Arc::clone(&self.node);
         self.sink.retry().await;
-        if self.index == 0
-            && let Some(cluster) = node.cluster.get()
-        {
+        if let Some(cluster) = node.cluster.get() {
             let topology = cluster.topology();
             if self.followed != Some(topology.epoch) {
                 self.followed = Some(topology.epoch);
-                node.streams.registry.follow(&topology);
-                if !topology.streams.is_empty() {
-                    node.reserve_stream_state();
+                if self.index == 0 {
+                    node.streams.registry.follow(&topology);
+                    if !topology.streams.is_empty() {
+                        node.reserve_stream_state();
+                    }
+                }
+                for parts in self.streams.values_mut() {
+                    parts.leave_to_owners(&node, self.index);
                 }
             }
         }
@@ -365,6 +369,19 @@ impl Parts {
             }
             slot.count_recent();
             slot.settle(node);
+        }
+    }
+
+    /// Forgets partitions that another node owns now: from here on it gives their results.
+    fn leave_to_owners(&mut self, node: &Node, shard: usize) {
+        let shards = node.streams.shard_count();
+        for (place, slot) in self.slots.iter_mut().enumerate() {
+            let partition = (place * shards + shard) as u32;
+            if let Some(gone) =
+                slot.take_if(|_| matches!(owner(node, &self.stream, partition), Owner::There(_)))
+            {
+                node.streams.state.changed(gone.bytes, 0);
+            }
         }
     }
 

@@ -8,7 +8,12 @@
 mod client;
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../cluster/harness.rs"]
+#[allow(dead_code)]
+mod harness;
 
+mod cluster;
+mod commands;
 mod influx;
 mod ingest;
 mod lines;

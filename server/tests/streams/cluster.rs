@@ -1,0 +1,77 @@
+//! Streams on several nodes: readings may be sent to any of them, and each counts once, at its owner.
+
+use std::collections::BTreeMap;
+
+use super::{client::Http, common::eventually, harness::Cluster, send};
+
+const BASE: i64 = 1_700_000_000_000;
+
+#[test]
+fn readings_sent_to_any_node_meet_at_the_owner_of_their_sensor() {
+    let cluster = Cluster::start(3, &[]);
+    cluster.until_whole(3);
+    let nodes: Vec<Http> = (0..3).map(|number| Http::of(cluster.member(number))).collect();
+    let definition = br#"{"windows": [{"tumbling": "10s"}, {"count": 30}],
+        "aggregates": ["count", "sum"], "watermark_delay": "0s"}"#;
+    let made = nodes[0].put("/v1/streams/s", definition);
+    assert_eq!(made.status, 201, "{}", String::from_utf8_lossy(&made.body));
+    for http in &nodes {
+        eventually("every node knows the stream", || http.get("/v1/streams/s").status == 200);
+    }
+    cluster.until_whole(3);
+    // Batches go round, each with a number, and every third is sent twice: to another node.
+    let mut sums: BTreeMap<String, f64> = BTreeMap::new();
+    for number in 0..30_i64 {
+        let mut text = String::new();
+        for sensor in 0..60 {
+            let value = number * 60 + sensor;
+            text.push_str(&format!("s{sensor}, {value}, {}\n", BASE + number * 300));
+            *sums.entry(format!("s{sensor}")).or_default() += value as f64;
+        }
+        let target = format!("/v1/streams/s/readings?producer=p&epoch=1&sequence={number}");
+        let at = number as usize % 3;
+        assert_eq!(send(&nodes[at], &target, &text)["accepted"], 60);
+        if number % 3 == 0 {
+            assert_eq!(send(&nodes[(at + 1) % 3], &target, &text)["duplicate"], 60);
+        }
+    }
+    let close = "/v1/streams/s/readings?producer=p&epoch=1&sequence=30";
+    send(&nodes[1], close, &format!("end, 0, {}\n", BASE + 60_000));
+    // Nobody else is to hold partitions back: their owners heard of the end with the next batch.
+    let all: String = (0..60).map(|sensor| format!("s{sensor}, 0, {}\n", BASE + 60_000)).collect();
+    send(&nodes[2], "/v1/streams/s/readings?producer=p&epoch=1&sequence=31", &all);
+    for (sensor, sum) in &sums {
+        let range =
+            format!("/v1/streams/s/sensors/{sensor}/windows?from={BASE}&to={}", BASE + 10_000);
+        for http in &nodes {
+            let mut found = serde_json::Value::Null;
+            eventually("the window is there", || {
+                found = http.get(&range).json();
+                found["windows"].as_array().is_some_and(|windows| windows.len() == 1)
+            });
+            assert_eq!(
+                (&found["windows"][0]["count"], &found["windows"][0]["sum"]),
+                (&30.into(), &(*sum as i64).into())
+            );
+        }
+    }
+    // Asked of any node: the state of the owner answers.
+    for http in &nodes {
+        let latest = http.get("/v1/streams/s/sensors/s7").json();
+        assert_eq!((&latest["value"], &latest["time"]), (&0.0.into(), &(BASE + 60_000).into()));
+        let counted = http.get("/v1/streams/s/sensors/s7/windows?window=count-30").json();
+        assert_eq!(counted["windows"].as_array().unwrap().len(), 1);
+        assert_eq!(http.get("/v1/caches/s/keys/s7").body, b"0");
+    }
+    let accepted: u64 = nodes
+        .iter()
+        .map(|http| http.get("/v1/streams/s").json()["figures"]["accepted"].as_u64().unwrap())
+        .sum();
+    assert_eq!(accepted, 31 * 60 + 1);
+    // All three own a part.
+    for http in &nodes {
+        eventually("every node has sensors", || {
+            http.get("/v1/streams/s").json()["figures"]["sensors"].as_u64() > Some(5)
+        });
+    }
+}
