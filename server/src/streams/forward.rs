@@ -252,10 +252,12 @@ pub(crate) async fn answer(node: Arc<Node>, from: Caller, body: Bytes) -> Result
             let receipt = if mine.is_empty() {
                 Receipt::default()
             } else {
-                if let Some(time) = producer.time_max {
-                    stream.heard(&producer.id, producer.epoch, time);
+                let (id, epoch, time) = (producer.id.clone(), producer.epoch, producer.time_max);
+                let receipt = node.streams.apply_here(&stream, Arc::new(producer), mine).await;
+                if let Some(time) = time.filter(|_| receipt.refused.is_none()) {
+                    stream.heard(&id, epoch, time);
                 }
-                node.streams.apply_here(&stream, Arc::new(producer), mine).await
+                receipt
             };
             let refused = receipt.refused.map(|error| match error {
                 IngestError::Busy(text) => (true, text),

@@ -116,9 +116,12 @@ impl Streams {
             id: source.producer.to_owned(),
             epoch: source.epoch,
             sequence: source.sequence,
-            time_max: time_max.map(|time| stream.heard(source.producer, source.epoch, time)),
+            time_max: time_max.map(|time| stream.time_with(source.producer, time)),
         };
         receipt.add(self.apply_anywhere(node, stream, Arc::new(producer), parts).await);
+        if let Some(time) = time_max.filter(|_| receipt.refused.is_none()) {
+            stream.heard(source.producer, source.epoch, time);
+        }
         receipt
     }
 

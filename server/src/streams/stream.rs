@@ -164,7 +164,13 @@ impl Stream {
         Ok(Plan::new(definition)?)
     }
 
-    /// A producer sent readings up to an event time. Returns the greatest it has sent to the whole
+    /// The greatest event time that a producer has sent, with what it is just sending.
+    pub(crate) fn time_with(&self, producer: &str, time: i64) -> i64 {
+        self.clocks.lock().get(producer).map_or(time, |clock| clock.time_max.max(time))
+    }
+
+    /// A producer's readings up to an event time are applied: told before, other partitions would
+    /// take those still on their way for late. Returns the greatest it has sent to the whole
     /// stream through this node: partitions that get few of its readings close their windows by
     /// that.
     pub(crate) fn heard(&self, producer: &str, epoch: u64, time_max: i64) -> i64 {
