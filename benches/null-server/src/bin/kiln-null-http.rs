@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// What every request is answered with.
-const VALUE: [u8; 100] = [b'v'; 100];
+static VALUE: [u8; 100] = [b'v'; 100];
 
 /// Answers HTTP requests with a constant.
 #[derive(Debug, Parser)]
@@ -30,7 +30,7 @@ async fn main() -> io::Result<()> {
     let mut stdout = io::stdout();
     writeln!(stdout, "ready {}", listener.local_addr()?)?;
     stdout.flush()?;
-    let router = Router::new().route("/v1/caches/{cache}/keys/{key}", get(async || VALUE.to_vec()));
+    let router = Router::new().route("/v1/caches/{cache}/keys/{key}", get(constant));
     let ended = async move {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -38,4 +38,8 @@ async fn main() -> io::Result<()> {
         }
     };
     axum::serve(listener, router).with_graceful_shutdown(ended).await
+}
+
+async fn constant() -> &'static [u8] {
+    &VALUE
 }

@@ -441,7 +441,6 @@ const OF_CHANGE: &[Kind] = &[
     Kind::NoSuchCache,
     Kind::TooSlow,
     Kind::TooLarge,
-    Kind::Forbidden,
     Kind::Conflict,
     Kind::UnsupportedMediaType,
     Kind::Unfit,
