@@ -129,11 +129,13 @@ impl Replica {
                 && !may_evict
             {
                 self.stuck = true;
+                self.no_room = true;
                 return false;
             }
             self.note(cx, effect);
         }
         self.stuck = false;
+        self.no_room = false;
         self.applied = entry.seq;
         self.expired_ms = self.expired_ms.max(entry.clock_ms);
         if let Some((id, outcome)) = &entry.answer {

@@ -15,7 +15,7 @@ use crate::log::Log;
 use crate::node::{Refusal, Reply, Report, Request};
 use crate::store::Store;
 use crate::time::Mono;
-use crate::topology::{Eviction, OnLoss, PartitionState};
+use crate::topology::{Eviction, OnLoss, PartitionState, TopologyCommand};
 
 use super::StrongMessage;
 use super::intake::Intake;
@@ -102,8 +102,12 @@ pub struct Replica {
     pub(super) deadlines: VecDeque<(Mono, Seq)>,
     /// Requests that came before this primary served.
     pub(super) held: VecDeque<(Asker, Request, Mono)>,
-    /// An effect found no room where none may be missing: this copy confirms nothing more.
+    /// This copy confirms nothing more: what follows in its log cannot be applied.
     pub(super) stuck: bool,
+    /// That is because an effect found no room where none may be missing. The other copies are whole.
+    pub(super) no_room: bool,
+    /// The version at which it asked for another primary for that reason, and when it asks again.
+    handing_back: Option<(u64, Mono)>,
     /// Effects applied up to here were evaluated by this clock: what ended before may be dropped.
     pub(super) expired_ms: u64,
 }
@@ -134,6 +138,8 @@ impl Replica {
             deadlines: VecDeque::new(),
             held: VecDeque::new(),
             stuck: false,
+            no_room: false,
+            handing_back: None,
             expired_ms: 0,
         }
     }
@@ -387,6 +393,7 @@ impl Replica {
         self.intake = Intake::EMPTY;
         self.answers = Answers::default();
         self.stuck = false;
+        self.no_room = false;
         self.expired_ms = 0;
     }
 
@@ -441,11 +448,30 @@ impl Replica {
             self.ready_for_chunks(cx);
         }
         self.go_on_taking_over(cx);
+        self.hand_back(cx);
         self.resend(cx);
         self.feed_learners(cx);
         self.propose_promotions(cx);
         self.retry_rounds(cx);
         self.tell(cx);
+    }
+
+    /// Made primary, but without room for what is confirmed: another copy has to serve, and this one
+    /// to be filled again when it can be.
+    fn hand_back<S: Store>(&mut self, cx: &mut Context<'_, S>) {
+        let me = cx.me;
+        let cannot = self.no_room && self.primary.is_none() && self.state.primary == Some(me);
+        let other = self.state.in_sync.iter().copied().find(|member| *member != me);
+        let Some(to) = other.filter(|_| cannot && self.state.term == self.term) else {
+            self.handing_back = None;
+            return;
+        };
+        let (place, version, now) = (self.place, self.state.version, cx.now.mono);
+        if self.handing_back.is_some_and(|(asked, again)| asked == version && again > now) {
+            return;
+        }
+        self.handing_back = Some((version, now.after_ms(cx.config.strong.shrink_after_ms)));
+        cx.propose(TopologyCommand::ChangePrimary { place, version, to, remove: vec![me] });
     }
 
     fn give_up_waiting<S: Store>(&mut self, cx: &mut Context<'_, S>) {
@@ -503,6 +529,9 @@ impl Replica {
         }
         if let Some((_, _, deadline)) = self.held.front() {
             at(*deadline);
+        }
+        if let Some((_, again)) = self.handing_back {
+            at(again);
         }
         if let Some(primary) = &self.primary {
             if matches!(primary.phase, Phase::Leased) {

@@ -238,3 +238,30 @@ fn transfers_keep_to_the_bandwidth_and_do_not_hold_up_writes() {
     let took_ms = world.now.since_ms(begun);
     assert!(took_ms >= least_ms && took_ms < least_ms * 3 / 2, "{took_ms} ms, {least_ms} expected");
 }
+
+#[test]
+fn a_primary_that_has_no_room_for_what_is_confirmed_hands_back() {
+    let mut world = World::new(1, spec());
+    world.start(node(2), 10_000);
+    world.assign(&[1]);
+    world.done(1, "one", set(&"x".repeat(6_000)));
+    // The chunk takes the room in which the learner was to apply what it confirmed meanwhile.
+    world.keep = Some(Box::new(|_, _, body| {
+        is_strong(body, |message| matches!(message, crate::strong::StrongMessage::Chunk { .. }))
+    }));
+    let (member, version) = (world.member(2), world.state().version);
+    world.commit(Command::AddLearner { place: PLACE, version, member });
+    world.run_ms(20);
+    world.ask(1, "two", set(&"y".repeat(6_000)));
+    world.run_ms(20);
+    world.release();
+    world.run_ms(100);
+    assert_eq!(world.state().in_sync, [world.member(1), world.member(2)]);
+    let view = world.view(2);
+    assert!(view.stable < view.last, "there was room for both");
+    world.fail_over(2, &[]);
+    world.run_ms(100);
+    assert_eq!(world.state().primary, Some(world.member(1)));
+    assert_eq!(world.get(1, "two"), Some("y".repeat(6_000).into()));
+    assert_eq!(world.get(1, "one"), Some("x".repeat(6_000).into()));
+}
