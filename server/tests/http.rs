@@ -32,6 +32,7 @@ fn metrics_are_in_the_text_format_with_help_and_type_for_each() {
     assert!(reply.header("content-type").starts_with("text/plain; version=0.0.4"));
 
     let (mut helped, mut typed, mut seen) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    let mut histograms = BTreeSet::new();
     for line in reply.body.lines() {
         if let Some(rest) = line.strip_prefix("# HELP ") {
             helped.insert(rest.split(' ').next().unwrap());
@@ -39,10 +40,18 @@ fn metrics_are_in_the_text_format_with_help_and_type_for_each() {
             let (name, kind) = rest.split_once(' ').unwrap();
             assert_eq!(kind == "counter", name.ends_with("_total"), "{line}");
             assert!(typed.insert(name), "{name} comes twice");
+            if kind == "histogram" {
+                histograms.insert(name);
+            }
         } else {
             let (series, value) = line.rsplit_once(' ').unwrap();
             value.parse::<f64>().unwrap();
-            seen.insert(series.split('{').next().unwrap());
+            let name = series.split('{').next().unwrap();
+            // The parts of a histogram come after its type.
+            let whole = ["_bucket", "_sum", "_count"].iter().find_map(|part| {
+                name.strip_suffix(part).filter(|whole| histograms.contains(whole))
+            });
+            seen.insert(whole.unwrap_or(name));
         }
     }
     assert_eq!(helped, typed);

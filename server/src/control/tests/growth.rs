@@ -123,8 +123,8 @@ async fn a_node_that_is_removed_from_the_table_leaves_the_group() {
     let a = Plan::named("a").found(&net, 7).await;
     let b = Plan::named("b").join(&net, &a).await;
     let c = Plan::named("c").join(&net, &a).await;
-    let d = Plan::named("d").join(&net, &a).await;
     a.until_voters(&[&a, &b, &c]).await;
+    let d = Plan::named("d").join(&net, &a).await;
 
     let gone = b.stop().await;
     a.commit(TopologyCommand::RemoveNode { member: gone }).await;
@@ -141,8 +141,8 @@ async fn a_leader_that_drains_gives_its_vote_away_and_another_leads() {
     let a = Plan::named("a").found(&net, 7).await;
     let b = Plan::named("b").join(&net, &a).await;
     let c = Plan::named("c").join(&net, &a).await;
-    let d = Plan::named("d").join(&net, &a).await;
     a.until_voters(&[&a, &b, &c]).await;
+    let d = Plan::named("d").join(&net, &a).await;
     a.until_leading(true).await;
 
     let state = NodeState::Draining;

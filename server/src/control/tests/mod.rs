@@ -49,6 +49,9 @@ struct Net {
 
 impl Net {
     fn new() -> Arc<Self> {
+        // RUST_LOG=info shows what the groups do.
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         Arc::default()
     }
 
