@@ -98,9 +98,10 @@ fn a_batch_without_end_and_a_line_without_end_are_bounded() {
     assert!(producer.ask("commit 1\n").starts_with("error the batch has too many readings"));
     let mut endless = Producer::connect(&node);
     endless.send(&format!("a, 1\n{}\nb, 2\n", "x".repeat(300_000)));
-    drop(endless);
+    // Closed before it had read what it is told, the connection would break with lines unread.
     super::common::eventually("what is around the long line is kept", || {
         let figures = http.get("/v1/streams/s").json()["figures"].clone();
         figures["accepted"] == 2 && figures["rejected"].as_u64() >= Some(1)
     });
+    drop(endless);
 }

@@ -135,7 +135,7 @@ async fn three_nodes_found_join_lose_their_leader_and_all_come_back() {
     let gone = nodes.remove(leader).stop().await;
     until("another leader", || nodes.iter().any(leads)).await;
     for (value, node) in (1..).zip(&nodes) {
-        node.control.commit(weight(value)).await.expect("is committed");
+        commit_surely(&node.control, weight(value)).await;
     }
 
     // It comes back where it was and finds the others by what it remembers.
@@ -145,7 +145,7 @@ async fn three_nodes_found_join_lose_their_leader_and_all_come_back() {
     joined.expect("is back");
     back.follow(cluster);
     nodes.insert(leader, back);
-    nodes[leader].control.commit(weight(3)).await.expect("is committed");
+    commit_surely(&nodes[leader].control, weight(3)).await;
 
     // All of them end.
     let mut addresses = Vec::new();
@@ -163,7 +163,7 @@ async fn three_nodes_found_join_lose_their_leader_and_all_come_back() {
         joined.expect("is back");
     }
     nodes.iter_mut().for_each(|node| node.follow(cluster));
-    nodes[2].control.commit(weight(4)).await.expect("is committed");
+    commit_surely(&nodes[2].control, weight(4)).await;
     for node in &nodes {
         let mut table = node.control.topology();
         let shown = table.wait_for(|table| weight_of(table, NodeId(node.me.node.0)) > 0);

@@ -22,14 +22,15 @@ use std::{
 use bytes::Bytes;
 use kiln_cluster::{
     ids::{ClusterId, Incarnation, Member, NodeId},
-    topology::{NodeProfile, NodeState, Topology, TopologyCommand},
+    topology::{NodeProfile, NodeState, Rejected, Topology, TopologyCommand},
 };
 use parking_lot::Mutex;
 use tokio::time::{sleep, timeout};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
-    BoxFuture, Control, ControlSettings, ControlStatus, Unanswered, Wire, WireError, reach::PEER,
+    BoxFuture, CommitError, Control, ControlSettings, ControlStatus, Unanswered, Wire, WireError,
+    reach::PEER,
 };
 
 /// Within which everything that should come about does, on a machine that is busy with other
@@ -45,6 +46,22 @@ struct Net {
     nodes: Mutex<BTreeMap<String, (NodeId, Control)>>,
     cuts: Mutex<BTreeSet<(NodeId, NodeId)>>,
     ports: AtomicU64,
+}
+
+/// Commits what does no harm twice: while leaders change, the outcome of an attempt may stay unknown.
+async fn commit_surely(control: &Control, command: TopologyCommand) {
+    let attempts = async {
+        loop {
+            match control.commit(command.clone()).await {
+                Ok(_) | Err(CommitError::Rejected(Rejected::NoChange)) => return,
+                Err(CommitError::Indeterminate | CommitError::NoLeader(_)) => {
+                    sleep(Duration::from_millis(5)).await;
+                }
+                Err(error) => panic!("not committed: {error}"),
+            }
+        }
+    };
+    timeout(PATIENCE, attempts).await.expect("is committed");
 }
 
 impl Net {
@@ -258,7 +275,7 @@ impl Node {
 
     /// A command that always changes something.
     async fn commit_weight(&self, of: NodeId, weight: u32) {
-        self.commit(TopologyCommand::SetWeight { node: of, weight }).await;
+        commit_surely(&self.control, TopologyCommand::SetWeight { node: of, weight }).await;
     }
 
     async fn until_table(&self, what: &str, is: impl Fn(&Topology) -> bool) {
