@@ -49,15 +49,21 @@ pub(crate) struct Tracked {
     /// Keys whose value is below this are chosen.
     threshold: AtomicU64,
     /// All uses, looked at or not.
-    uses: AtomicU64,
+    uses: Uses,
     curve: Mutex<Option<Box<Curve>>>,
 }
+
+/// On a line of its own: every worker writes it with every batch, and the threshold beside it would
+/// have to be fetched again for every read.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Uses(AtomicU64);
 
 impl Default for Tracked {
     fn default() -> Self {
         Self {
             threshold: AtomicU64::new(u64::from((1 << BITS) / RATE_START)),
-            uses: AtomicU64::new(0),
+            uses: Uses::default(),
             curve: Mutex::new(None),
         }
     }
@@ -76,7 +82,7 @@ impl Tracked {
     #[inline]
     pub(crate) fn count(&self, reads: u64) {
         // Of several threads, now and then one's count is lost: the sum is for a correction only.
-        self.uses.store(self.uses.load(Relaxed) + reads, Relaxed);
+        self.uses.0.store(self.uses.0.load(Relaxed) + reads, Relaxed);
     }
 
     #[cold]
@@ -88,7 +94,7 @@ impl Tracked {
                 CURVES.fetch_sub(1, Relaxed);
                 return;
             }
-            self.uses.store(0, Relaxed);
+            self.uses.0.store(0, Relaxed);
         }
         let curve = curve.get_or_insert_with(Box::default);
         curve.read(hash);
@@ -99,14 +105,14 @@ impl Tracked {
     pub(crate) fn hit_ratios(&self, items: &[f64]) -> Option<Vec<f64>> {
         let mut curve = self.curve.lock();
         let curve = curve.as_mut()?;
-        curve.uses += self.uses.swap(0, Relaxed) as f64;
+        curve.uses += self.uses.0.swap(0, Relaxed) as f64;
         (curve.samples() >= SAMPLES_MIN && curve.total() > 0.0).then(|| curve.hit_ratios(items))
     }
 
     /// Lets old uses count for half. Call it every minute or so.
     pub(crate) fn age(&self) {
         if let Some(curve) = self.curve.lock().as_mut() {
-            curve.uses += self.uses.swap(0, Relaxed) as f64;
+            curve.uses += self.uses.0.swap(0, Relaxed) as f64;
             curve.age();
         }
     }

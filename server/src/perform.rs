@@ -131,7 +131,8 @@ async fn together(
     let place = known.place(cluster, hash);
     // A request that stands alone has not heard of any loss but those before it.
     let seen = cluster.generation_at(place, node.clock.now_ms());
-    let asked = Asked::new(known, command.key(), operation, seen, PATIENCE_MS);
+    let key = Bytes::copy_from_slice(command.key());
+    let asked = Asked::new(known, key, operation, seen, PATIENCE_MS);
     let wave = cluster.submit(vec![asked]);
     poll_fn(|task| wave.poll(task)).await;
     let reply = wave.take().pop().unwrap_or(Reply::Indeterminate);

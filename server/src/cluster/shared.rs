@@ -271,8 +271,10 @@ impl Cluster {
     pub(crate) fn clear(&self, cache: &ClusterCache) -> Arc<Wave> {
         let keys = self.keys.get_or_init(|| keys_of_all(self.topology.load().partitions));
         let seen = Generation(u64::MAX);
-        let asked =
-            keys.iter().map(|key| Asked::new(cache, key, Operation::Clear, seen, PATIENCE_MS));
+        let asked = keys.iter().map(|key| {
+            let key = Bytes::copy_from_slice(key);
+            Asked::new(cache, key, Operation::Clear, seen, PATIENCE_MS)
+        });
         self.submit(asked.collect())
     }
 

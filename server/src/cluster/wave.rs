@@ -56,12 +56,12 @@ impl Asked {
     /// of.
     pub(crate) fn new(
         cache: &ClusterCache,
-        key: &[u8],
+        key: Bytes,
         operation: Operation,
         seen: Generation,
         within_ms: u32,
     ) -> Self {
-        let key = ItemKey { cache: cache.id, key: Bytes::copy_from_slice(key) };
+        let key = ItemKey { cache: cache.id, key };
         let request = Request { id: None, key, operation, seen };
         Self { request, mode: cache.group.mode, within_ms }
     }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::task::{self, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use kiln_cluster::ids::Generation;
 use kiln_cluster::node::Reply as CoreReply;
 use kiln_engine::Store;
@@ -342,7 +343,8 @@ impl Turn<'_, '_, '_> {
         };
         // A loss has no word in this protocol: nothing is asked to be told of it.
         let seen = Generation(u64::MAX);
-        Ok(Asked::new(known, command.key(), operation, seen, PATIENCE_MS))
+        let key = Bytes::copy_from_slice(command.key());
+        Ok(Asked::new(known, key, operation, seen, PATIENCE_MS))
     }
 
     /// Clears the cache on all nodes.

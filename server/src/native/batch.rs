@@ -10,7 +10,7 @@ use kiln_protocol::{
 };
 
 use crate::{
-    caches::Table,
+    caches::{Cache, Table},
     cluster::Cluster,
     connection::{Context, Then, WorkerMemory},
     native::{
@@ -277,17 +277,24 @@ enum After {
     Close,
 }
 
-/// Counts the key that a request asks for.
-#[cold]
 /// Counts operations by kind, and shows reads to the miss-ratio curves. What is in a batch is left
 /// out: it would have to be read twice.
 fn note_kinds(requests: &[Ready<'_, '_>], hashes: &[u64], kinds: &mut KindCounts) {
+    // Reads of one cache that follow each other are counted together.
+    let mut run: Option<(&Cache, u64)> = None;
     for (request, &hash) in requests.iter().zip(hashes) {
         let Ready::Item { head, found: Some(found), .. } = request else { continue };
         kinds[match head.op() {
             Op::Get => {
-                found.cache.curve.count(1);
                 found.cache.curve.read(hash);
+                match &mut run {
+                    Some((cache, reads)) if cache.id == found.cache.id => *reads += 1,
+                    _ => {
+                        if let Some((cache, reads)) = run.replace((found.cache.as_ref(), 1)) {
+                            cache.curve.count(reads);
+                        }
+                    }
+                }
                 0
             }
             Op::Delete => 2,
@@ -296,8 +303,13 @@ fn note_kinds(requests: &[Ready<'_, '_>], hashes: &[u64], kinds: &mut KindCounts
             _ => 1,
         }] += 1;
     }
+    if let Some((cache, reads)) = run {
+        cache.curve.count(reads);
+    }
 }
 
+/// Counts the key that a request asks for.
+#[cold]
 fn count_key(context: &Context<'_>, request: &Ready<'_, '_>, hash: u64) {
     if let Ready::Item { head, found: Some(found), .. } = request {
         context.worker.hottest.lock().count(found.cache.id, head.key, hash);

@@ -14,6 +14,7 @@ use std::{
     task::{self, Poll},
 };
 
+use bytes::Bytes;
 use kiln_cluster::{
     node::{Refusal, Reply as CoreReply},
     topology::TopologyCommand,
@@ -290,7 +291,8 @@ impl<'a, 'c> Begun<'a, 'c> {
         let seen = self.session.seen(self.cluster, known.place(self.cluster, hash));
         let within = want.deadline_ms.unwrap_or(u64::from(PATIENCE_MS));
         let within_ms = u32::try_from(within).unwrap_or(u32::MAX).min(PATIENCE_MS);
-        self.asked.push(Asked::new(known, command.key(), operation, seen, within_ms));
+        let key = Bytes::copy_from_slice(command.key());
+        self.asked.push(Asked::new(known, key, operation, seen, within_ms));
         Slot::Wave(self.asked.len() - 1)
     }
 }

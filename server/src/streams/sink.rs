@@ -9,10 +9,7 @@
 use std::{collections::BTreeMap, future::poll_fn, sync::Arc};
 
 use bytes::Bytes;
-use kiln_cluster::{
-    effect::{self, ItemKey},
-    node::{Reply, Request},
-};
+use kiln_cluster::{effect, node::Reply};
 use kiln_engine::{Store, Value};
 use kiln_protocol::command::{self, Command, Delete, ItemMeta, Outcome, Ttl};
 
@@ -264,7 +261,5 @@ fn ask(cluster: &Cluster, write: &Write, command: &Command<'_>, now_ms: u64) -> 
     let operation = cluster::operation(command).ok()?;
     let place = known.place(cluster, Store::hash(&write.key));
     let seen = cluster.generation_at(place, now_ms);
-    let key = ItemKey { cache: known.id, key: write.key.clone() };
-    let request = Request { id: None, key, operation, seen };
-    Some(Asked { request, mode: known.group.mode, within_ms: PATIENCE_MS })
+    Some(Asked::new(known, write.key.clone(), operation, seen, PATIENCE_MS))
 }
