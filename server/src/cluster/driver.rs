@@ -10,7 +10,8 @@
 //! busy), and the time each may be asked again.
 
 use std::{
-    collections::VecDeque,
+    cmp::Reverse,
+    collections::BinaryHeap,
     pin::pin,
     sync::{
         Arc,
@@ -50,8 +51,12 @@ const SUBMISSIONS_PER_TURN: usize = 256;
 /// Requests that wait for answers. More are refused as busy.
 const WAITING_MAX: usize = 65_536;
 
-/// Until a request that nobody could carry out is asked again.
-const RETRY_AFTER_MS: u64 = 25;
+/// Until a request that nobody could carry out is asked again, the first time; doubled each time
+/// after that. A planned move of a primary is over within a few milliseconds.
+const RETRY_FIRST_MS: u64 = 2;
+
+/// The longest such wait: a failover takes longer than any move.
+const RETRY_MAX_MS: u64 = 25;
 
 /// How often what the core knows is gathered for others.
 const LOOK_EVERY_MS: u64 = 250;
@@ -79,6 +84,8 @@ struct Waiting {
     slot: usize,
     /// To ask again.
     request: Request,
+    /// How often it was asked again.
+    retries: u32,
     give_up: Mono,
 }
 
@@ -106,7 +113,8 @@ pub(super) struct Driver {
 pub(super) struct Turn {
     waiting: Slab<Waiting>,
     counter: u64,
-    retries: VecDeque<(Mono, usize)>,
+    /// What is to be asked again, the earliest first.
+    retries: BinaryHeap<Reverse<(Mono, usize)>>,
     events: Vec<Event>,
     actions: Vec<Action>,
     wakers: Vec<Waker>,
@@ -155,7 +163,7 @@ impl Driver {
     fn wake_at(&self) -> Instant {
         let due = [
             self.core.next_wakeup(),
-            self.turn.retries.front().map(|(at, _)| *at),
+            self.turn.retries.peek().map(|Reverse((at, _))| *at),
             Some(self.turn.look_at),
         ];
         let due = due.into_iter().flatten().min().unwrap_or(Mono::MAX);
@@ -235,6 +243,7 @@ impl Driver {
                 wave: Arc::clone(&wave),
                 slot,
                 request: request.clone(),
+                retries: 0,
                 give_up: now.mono.after_ms(u64::from(within_ms)),
             };
             let token = Token(self.turn.waiting.insert(waiting) as u64);
@@ -243,11 +252,11 @@ impl Driver {
     }
 
     fn ask_again(&mut self, now: Now) {
-        while let Some(&(at, key)) = self.turn.retries.front() {
+        while let Some(&Reverse((at, key))) = self.turn.retries.peek() {
             if at > now.mono {
                 return;
             }
-            self.turn.retries.pop_front();
+            self.turn.retries.pop();
             let Some(waiting) = self.turn.waiting.get(key) else { continue };
             let request = waiting.request.clone();
             self.turn.events.push(Event::Request { token: Token(key as u64), request });
@@ -265,11 +274,11 @@ impl Driver {
 
     fn reply(&mut self, now: Now, token: Token, reply: Reply) {
         let key = token.0 as usize;
-        let Some(waiting) = self.turn.waiting.get(key) else { return };
-        let again = now.mono.after_ms(RETRY_AFTER_MS);
+        let Some(waiting) = self.turn.waiting.get_mut(key) else { return };
+        let again = now.mono.after_ms(retry_after_ms(waiting.retries));
         if can_be_asked_again(&waiting.request, &reply) && again < waiting.give_up {
-            // All wait equally long, so the queue is in order.
-            return self.turn.retries.push_back((again, key));
+            waiting.retries += 1;
+            return self.turn.retries.push(Reverse((again, key)));
         }
         let waiting = self.turn.waiting.remove(key);
         self.turn.wakers.extend(waiting.wave.answer(waiting.slot, reply));
@@ -325,6 +334,11 @@ impl Driver {
     }
 }
 
+/// How long a request waits that was asked again so often.
+fn retry_after_ms(retries: u32) -> u64 {
+    RETRY_MAX_MS.min(RETRY_FIRST_MS << retries.min(RETRY_MAX_MS.ilog2()))
+}
+
 /// Whether another attempt does no harm and may do better.
 fn can_be_asked_again(request: &Request, reply: &Reply) -> bool {
     match reply {
@@ -335,5 +349,16 @@ fn can_be_asked_again(request: &Request, reply: &Reply) -> bool {
         // The name tells the copies that it is the same request. Eventual caches know no names:
         // there the last write wins, also over itself.
         Reply::Indeterminate => request.id.is_some() || request.operation.is_idempotent(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_asked_again_ever_later_up_to_the_longest_wait() {
+        let waits: Vec<_> = [0, 1, 2, 3, 4, u32::MAX].map(retry_after_ms).into();
+        assert_eq!(waits, [2, 4, 8, 16, 25, 25]);
     }
 }
