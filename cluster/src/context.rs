@@ -91,6 +91,34 @@ impl Bandwidth {
     }
 }
 
+/// Steps through the store in one turn: each takes up to a millisecond, and clients wait meanwhile.
+const WALKS_PER_TURN: u32 = 1;
+
+/// Until the next turn that may take some.
+const WALK_AGAIN_US: u64 = 1_000;
+
+/// How often a turn looks through the store for the items of a partition.
+#[derive(Debug, Default)]
+pub struct Walks {
+    /// All that happens in one turn happens at one moment.
+    moment: Mono,
+    taken: u32,
+}
+
+impl Walks {
+    /// Takes a step, if this turn has one left; if not, when to ask again.
+    pub fn step(&mut self, now: Now) -> Result<(), Mono> {
+        if self.moment != now.mono {
+            *self = Self { moment: now.mono, taken: 0 };
+        }
+        if self.taken >= WALKS_PER_TURN {
+            return Err(now.mono.after_us(WALK_AGAIN_US));
+        }
+        self.taken += 1;
+        Ok(())
+    }
+}
+
 /// The transfers that this node feeds, bounded.
 #[derive(Debug, Default)]
 pub struct Slots {
@@ -150,6 +178,8 @@ pub struct Context<'a, S> {
     pub rounds: &'a mut Rounds,
     /// Bandwidth for transfers.
     pub bandwidth: &'a mut Bandwidth,
+    /// What this turn may still look through.
+    pub walks: &'a mut Walks,
     /// Slots for transfers.
     pub slots: &'a mut Slots,
     /// Messages of this turn.
@@ -205,6 +235,18 @@ mod tests {
         assert!(later >= at_ms(500).mono && later <= at_ms(501).mono, "{later:?}");
         assert!(bandwidth.ready(at_ms(499)).is_err());
         assert_eq!(bandwidth.ready(at_ms(502)), Ok(()));
+    }
+
+    #[test]
+    fn a_turn_takes_few_steps_through_the_store() {
+        let mut walks = Walks::default();
+        for moment in [at_ms(0), at_ms(7)] {
+            for _ in 0..WALKS_PER_TURN {
+                assert_eq!(walks.step(moment), Ok(()));
+            }
+            let later = walks.step(moment).expect_err("enough for this turn");
+            assert_eq!(later, moment.mono.after_us(WALK_AGAIN_US));
+        }
     }
 
     #[test]

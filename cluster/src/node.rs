@@ -15,7 +15,7 @@ use self::forward::Forwarded;
 pub use self::looks::Held;
 use self::places::{Known, Places};
 use crate::config::{NodeConfig, mutant};
-use crate::context::{Asker, Bandwidth, Context, Outbox, Slots};
+use crate::context::{Asker, Bandwidth, Context, Outbox, Slots, Walks};
 use crate::controller::Controller;
 use crate::effect::{ItemKey, Operation, Outcome};
 use crate::eventual::Eventual;
@@ -236,6 +236,7 @@ struct Base<S> {
     staged: usize,
     rounds: Rounds,
     bandwidth: Bandwidth,
+    walks: Walks,
     slots: Slots,
     outbox: Outbox,
 }
@@ -252,6 +253,7 @@ impl<S: Store> Base<S> {
             staged: self.staged,
             rounds: &mut self.rounds,
             bandwidth: &mut self.bandwidth,
+            walks: &mut self.walks,
             slots: &mut self.slots,
             outbox: &mut self.outbox,
             actions,
@@ -291,6 +293,7 @@ impl<S: Store> Node<S> {
                 staged: 0,
                 rounds: Rounds::default(),
                 bandwidth: Bandwidth::new(config.strong.transfer_bytes_per_s, now),
+                walks: Walks::default(),
                 slots: Slots::default(),
                 outbox: Outbox::default(),
                 config,

@@ -46,7 +46,7 @@ pub trait Store {
     /// dropped to make room.
     fn apply(&mut self, place: Place, effect: &Effect, may_evict: bool, clock_ms: u64) -> Stored;
 
-    /// Visits items of a partition from `cursor`: at least one unless at the end, until about
+    /// Visits items of a partition from `cursor` in a bounded step, which may find none: until about
     /// `items_max` items or `bytes_max` bytes. Items present throughout a whole walk are visited at
     /// least once. Returns where to go on, `None` at the end.
     fn scan(
@@ -58,7 +58,8 @@ pub trait Store {
         visit: &mut dyn FnMut(&ItemKey, Item),
     ) -> Option<Cursor>;
 
-    /// Drops items of a partition, about `items_max` of them. `true` while there are more.
+    /// Drops items of a partition in a bounded step, about `items_max` of them at most. `true` while
+    /// there may be more.
     fn drop_partition(&mut self, place: Place, items_max: usize) -> bool;
 
     /// Items of strong groups whose end had come by `clock_ms` may be dropped from now on, in

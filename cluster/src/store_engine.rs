@@ -34,9 +34,9 @@ use crate::store::{Cursor, ITEM_OVERHEAD_BYTES, Store, Stored};
 
 /// Items that the engine looks at in one step of upkeep, for each cache.
 const UPKEEP_STEPS: usize = 1_024;
-/// Pages of a walk over a partition after which one step has seen enough, if it found anything: about
-/// a millisecond in a store of a million items.
-const PAGES_PER_STEP: usize = 64;
+/// Index buckets of a walk over a partition after which one step has seen enough: about half a
+/// millisecond.
+const BUCKETS_PER_STEP: usize = 16_384;
 /// Bytes written after which the room left is worked out again.
 const ROOM_AGAIN_BYTES: usize = 16 << 10;
 /// The part of the memory that pages half filled may cost, as a divisor.
@@ -353,7 +353,7 @@ impl<C: EngineCache> Store for EngineStore<C> {
             Cursor::At { cache, position } => (cache, position),
             Cursor::Start | Cursor::Behind(_) => (CacheId(0), 0),
         };
-        let (mut items, mut bytes, mut pages) = (0, 0, 0);
+        let (mut items, mut bytes, mut buckets) = (0, 0, 0);
         for (&id, cache) in self.caches.range(from..) {
             if cache.group != place.group {
                 continue;
@@ -379,9 +379,8 @@ impl<C: EngineCache> Store for EngineStore<C> {
                 }
                 let Some(next) = page.next else { break };
                 position = next;
-                pages += 1;
-                let enough = items >= items_max || bytes >= bytes_max;
-                if enough || (items > 0 && pages >= PAGES_PER_STEP) {
+                buckets += page.buckets;
+                if items >= items_max || bytes >= bytes_max || buckets >= BUCKETS_PER_STEP {
                     return Some(Cursor::At { cache: id, position });
                 }
             }
@@ -393,7 +392,7 @@ impl<C: EngineCache> Store for EngineStore<C> {
         let residue = self.residue(place);
         // Removing items may move others behind the cursor: a pass that finds none is the last.
         let (from, mut position, mut found) = self.dropping.remove(&place).unwrap_or_default();
-        let mut dropped = 0;
+        let (mut dropped, mut buckets) = (0, 0);
         for (&id, cache) in self.caches.range_mut(from..) {
             if cache.group != place.group {
                 continue;
@@ -418,7 +417,8 @@ impl<C: EngineCache> Store for EngineStore<C> {
                 dropped += doomed.len();
                 let Some(next) = page.next else { break };
                 position = next;
-                if dropped >= items_max {
+                buckets += page.buckets;
+                if dropped >= items_max || buckets >= BUCKETS_PER_STEP {
                     self.dropping.insert(place, (id, position, found));
                     return true;
                 }

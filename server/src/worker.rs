@@ -113,6 +113,7 @@ pub(crate) fn run(
         }
         background.push(task::spawn(take_over(Arc::clone(&node), index, inbox)));
         background.push(task::spawn(watch(Arc::clone(&node), index)));
+        background.extend(node.cluster.get().map(|cluster| task::spawn(cluster.attend())));
 
         // Nobody listens when the node is already on its way down.
         let _ = started.try_send(());

@@ -142,7 +142,7 @@ impl Replica {
         while transfer.flying.len() < config.chunks_in_flight
             && let Some(cursor) = &transfer.cursor
         {
-            if let Err(later) = cx.bandwidth.ready(now) {
+            if let Err(later) = cx.bandwidth.ready(now).and_then(|()| cx.walks.step(now)) {
                 act_at = Some(later);
                 break;
             }

@@ -88,6 +88,8 @@ pub struct Replica {
     pub(super) holds: bool,
     /// Older data are being dropped.
     pub(super) wiping: bool,
+    /// When to go on dropping.
+    wipe_at: Mono,
     pub(super) intake: Intake,
     /// The latest transfer taken part in, and who feeds it.
     pub(super) transfer: (Term, TransferId),
@@ -127,6 +129,7 @@ impl Replica {
             hold_version: 0,
             holds: false,
             wiping: false,
+            wipe_at: Mono::default(),
             intake: Intake::EMPTY,
             transfer: (Term(0), TransferId(0)),
             filler: None,
@@ -443,10 +446,7 @@ impl Replica {
 
     /// What is due after any event.
     pub(super) fn work<S: Store>(&mut self, cx: &mut Context<'_, S>) {
-        if self.wiping && !cx.store.drop_partition(self.place, cx.config.strong.drop_items) {
-            self.wiping = false;
-            self.ready_for_chunks(cx);
-        }
+        self.go_on_wiping(cx);
         self.go_on_taking_over(cx);
         self.hand_back(cx);
         self.resend(cx);
@@ -454,6 +454,21 @@ impl Replica {
         self.propose_promotions(cx);
         self.retry_rounds(cx);
         self.tell(cx);
+    }
+
+    /// Goes on dropping what a copy that is to be filled held before.
+    fn go_on_wiping<S: Store>(&mut self, cx: &mut Context<'_, S>) {
+        if !self.wiping || self.wipe_at > cx.now.mono {
+            return;
+        }
+        if let Err(later) = cx.walks.step(cx.now) {
+            self.wipe_at = later;
+            return;
+        }
+        if !cx.store.drop_partition(self.place, cx.config.strong.drop_items) {
+            self.wiping = false;
+            self.ready_for_chunks(cx);
+        }
     }
 
     /// Made primary, but without room for what is confirmed: another copy has to serve, and this one
@@ -522,7 +537,7 @@ impl Replica {
         let mut next = Mono::MAX;
         let mut at = |time: Mono| next = next.min(time);
         if self.wiping {
-            at(Mono(0));
+            at(self.wipe_at);
         }
         if let Some((deadline, _)) = self.deadlines.front() {
             at(*deadline);

@@ -12,6 +12,8 @@ pub struct ScanPage {
     pub next: Option<u64>,
     /// Items seen in this step.
     pub seen: usize,
+    /// Index buckets looked at, about: what the step cost.
+    pub buckets: usize,
 }
 
 /// An item met by a scan: its key, what is known of it, and its value if that is in one piece.
@@ -46,6 +48,7 @@ impl Store {
             if number >= self.inner.shards.len() {
                 return page;
             }
+            page.buckets += 1;
             let shard = self.inner.lock(number);
             let next = shard.index.walk(&shard.items, bucket, |slot| {
                 if let Some(info) = shard.info_of(slot, now) {
@@ -97,6 +100,7 @@ impl Store {
             if number >= self.inner.shards.len() {
                 return page;
             }
+            page.buckets += BUCKETS_LOCKED;
             let shard = self.inner.lock(number);
             found.clear();
             let next =

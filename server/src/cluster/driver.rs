@@ -1,18 +1,16 @@
 //! Drives the replication core: gathers what happened, lets the core decide, carries it out.
 //!
-//! One thread owns the core and the links to other nodes, so that a message goes from socket to
-//! decision to socket without a hand-over. A turn takes all that waits, requests, messages, a new
-//! table, the time, and gives it to the core as events of one moment; what that causes for a peer
-//! leaves with one system call. Requests that nobody could carry out are asked again for a while:
-//! a client sees a failover as a delay, not as an error.
+//! A turn takes all that waits, requests, messages, a new table, the time, and gives it to the core
+//! as events of one moment; what that causes for a peer leaves with one system call. Requests that
+//! nobody could carry out are asked again for a while: a client sees a failover as a delay, not as
+//! an error. Which thread runs a turn is not decided here: see [`super::turns`].
 //!
-//! What bounds what: requests taken in one turn, requests waiting for answers (more are refused as
-//! busy), and the time each may be asked again.
+//! What bounds what: requests waiting for answers (more are refused as busy), and the time each may
+//! be asked again.
 
 use std::{
     cmp::Reverse,
     collections::BinaryHeap,
-    pin::pin,
     sync::{
         Arc,
         atomic::Ordering::{Relaxed, Release},
@@ -23,30 +21,22 @@ use std::{
 
 use kiln_cluster::{
     ids::{ClientId, Mode, RequestId, Token},
-    message::Message,
     node::{Action, Event, Node as Core, Refusal, Reply, Report, Request},
     store_engine::EngineStore,
     time::{Mono, Now},
     topology::{NodeState, Topology},
 };
-use parking_lot::Mutex;
 use slab::Slab;
-use tokio::{
-    sync::{Notify, mpsc, watch},
-    time::{Instant, sleep_until},
-};
 
 use super::{
     catalog::{Catalog, StoreHandle},
     facts::Facts,
     shared::Cluster,
+    turns::Turns,
     watcher::Watcher,
     wave::{Asked, Submission, Wave},
 };
 use crate::{control::Control, node::Node, peer::Links};
-
-/// Waves taken in one turn.
-const SUBMISSIONS_PER_TURN: usize = 256;
 
 /// Requests that wait for answers. More are refused as busy.
 const WAITING_MAX: usize = 65_536;
@@ -61,23 +51,6 @@ const RETRY_MAX_MS: u64 = 25;
 /// How often what the core knows is gathered for others.
 const LOOK_EVERY_MS: u64 = 250;
 
-/// Messages of other nodes, on their way from the links to the driver.
-#[derive(Default)]
-pub(super) struct Inbox {
-    messages: Mutex<Vec<Message>>,
-    arrived: Notify,
-}
-
-impl Inbox {
-    /// A message came; `more` of the same read follow.
-    pub(super) fn put(&self, message: Message, more: bool) {
-        self.messages.lock().push(message);
-        if !more {
-            self.arrived.notify_one();
-        }
-    }
-}
-
 /// A request that waits for its answer.
 struct Waiting {
     wave: Arc<Wave>,
@@ -89,22 +62,22 @@ struct Waiting {
     give_up: Mono,
 }
 
-/// What the thread works with.
+/// What turns work with.
 pub(super) struct Driver {
     pub(super) node: Arc<Node>,
     pub(super) cluster: Arc<Cluster>,
     pub(super) core: Core<EngineStore<StoreHandle>>,
     pub(super) links: Links,
     pub(super) control: Control,
-    pub(super) inbox: Arc<Inbox>,
-    pub(super) submissions: mpsc::Receiver<Submission>,
-    pub(super) topology: watch::Receiver<Arc<Topology>>,
-    pub(super) leading: watch::Receiver<bool>,
     pub(super) catalog: Catalog,
     pub(super) watcher: Watcher,
     pub(super) facts: Facts,
     /// Names the requests of this node's clients, so that they can be asked again.
     pub(super) client: ClientId,
+    /// Whether this node leads the controller group.
+    pub(super) leads: bool,
+    /// The cluster thread runs a turn then, if nothing happens before.
+    pub(super) sleeps_until: Mono,
     pub(super) turn: Turn,
 }
 
@@ -118,71 +91,45 @@ pub(super) struct Turn {
     events: Vec<Event>,
     actions: Vec<Action>,
     wakers: Vec<Waker>,
-    taken: Vec<Submission>,
     look_at: Mono,
 }
 
 impl Driver {
-    /// Runs until the node ends.
-    pub(super) async fn run(mut self) {
-        self.take_topology();
-        let leads = *self.leading.borrow_and_update();
-        self.turn.events.push(Event::Leading(leads));
-        let inbox = Arc::clone(&self.inbox);
-        let cluster = Arc::clone(&self.cluster);
-        loop {
-            self.one_turn();
-            let wake_at = self.wake_at();
-            let mut timer = pin!(sleep_until(wake_at));
-            tokio::select! {
-                taken = self.submissions.recv_many(&mut self.turn.taken, SUBMISSIONS_PER_TURN) => {
-                    if taken == 0 {
-                        return;
-                    }
-                }
-                () = inbox.arrived.notified() => {}
-                changed = self.topology.changed() => {
-                    if changed.is_err() {
-                        return;
-                    }
-                    self.take_topology();
-                }
-                changed = self.leading.changed() => {
-                    if changed.is_err() {
-                        return;
-                    }
-                    let leads = *self.leading.borrow_and_update();
-                    self.turn.events.push(Event::Leading(leads));
-                }
-                () = cluster.nudge.notified() => {}
-                () = &mut timer => {}
-            }
-        }
-    }
-
-    fn wake_at(&self) -> Instant {
+    /// When a turn is needed even if nothing happens.
+    pub(super) fn due(&self) -> Mono {
         let due = [
             self.core.next_wakeup(),
             self.turn.retries.peek().map(|Reverse((at, _))| *at),
             Some(self.turn.look_at),
         ];
-        let due = due.into_iter().flatten().min().unwrap_or(Mono::MAX);
-        let wait = due.since_ns(self.cluster.mono());
-        Instant::now() + Duration::from_nanos(wait)
+        due.into_iter().flatten().min().unwrap_or(Mono::MAX)
+    }
+
+    /// How long that is from now.
+    pub(super) fn until_due(&self) -> Duration {
+        Duration::from_nanos(self.due().since_ns(self.cluster.mono()))
+    }
+
+    /// Whether this node leads the controller group now.
+    pub(super) fn take_leading(&mut self, leads: bool) {
+        if leads != self.leads {
+            self.leads = leads;
+            self.turn.events.push(Event::Leading(leads));
+        }
     }
 
     /// Everything that waits, in one moment.
-    fn one_turn(&mut self) {
+    pub(super) fn turn(&mut self, turns: &Turns) {
         let now = self.cluster.now();
+        let (submissions, messages) = turns.take();
         if self.turn.look_at <= now.mono {
             self.turn.look_at = now.mono.after_ms(LOOK_EVERY_MS);
             self.look(now);
         }
-        for submission in std::mem::take(&mut self.turn.taken) {
+        for submission in submissions {
             self.take_in(now, submission);
         }
         self.ask_again(now);
-        let messages = std::mem::take(&mut *self.inbox.messages.lock());
         self.turn.events.extend(messages.into_iter().map(Event::Message));
         if self.core.next_wakeup().is_some_and(|at| at <= now.mono) {
             self.turn.events.push(Event::Wakeup);
@@ -289,8 +236,7 @@ impl Driver {
     }
 
     /// A new table: caches are made, peers connected and the gate closed before the core sees it.
-    fn take_topology(&mut self) {
-        let topology = Arc::clone(&self.topology.borrow_and_update());
+    pub(super) fn take_topology(&mut self, topology: &Arc<Topology>) {
         if topology.epoch <= self.core.topology().epoch {
             return;
         }
@@ -299,22 +245,22 @@ impl Driver {
             self.cluster.gate.close();
             tracing::debug!("another node is in the table: all requests pass the core from now on");
         }
-        let made = self.catalog.follow(&self.node, &topology, &self.cluster, self.core.store_mut());
+        let made = self.catalog.follow(&self.node, topology, &self.cluster, self.core.store_mut());
         for text in made {
             self.cluster.note(text);
         }
-        self.watcher.on_topology(&self.cluster, &topology);
+        self.watcher.on_topology(&self.cluster, topology);
         let peers = topology.nodes.iter().filter(|(node, _)| **node != me.node);
         let peers = peers.filter_map(|(node, info)| {
             let member = topology.member(*node)?;
             Some((member, info.addresses.get(super::PEER)?.clone()))
         });
         self.links.set_peers(peers.collect());
-        self.cluster.note_losses(&topology);
-        self.cluster.topology.store(Arc::clone(&topology));
-        self.cluster.followed.send_replace(Arc::clone(&topology));
+        self.cluster.note_losses(topology);
+        self.cluster.topology.store(Arc::clone(topology));
+        self.cluster.followed.send_replace(Arc::clone(topology));
         self.node.topology_changed();
-        self.turn.events.push(Event::Topology(topology));
+        self.turn.events.push(Event::Topology(Arc::clone(topology)));
     }
 
     /// What the core knows, for others; and what others know, for the core.
@@ -328,8 +274,7 @@ impl Driver {
         let facts = self.facts.gather(&self.node, &self.cluster, ready, waiting);
         self.turn.events.push(Event::Facts(facts));
         self.cluster.rights.take_used(|place| self.core.used(place));
-        let leads = *self.leading.borrow();
-        let overview = self.watcher.overview(&self.core, now, leads, waiting);
+        let overview = self.watcher.overview(&self.core, now, self.leads, waiting);
         self.cluster.overview.store(Arc::new(overview));
     }
 }

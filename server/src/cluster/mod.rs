@@ -30,6 +30,7 @@ mod shared;
 mod start;
 pub(crate) mod status;
 mod translate;
+mod turns;
 mod watcher;
 mod wave;
 

@@ -26,16 +26,14 @@ use kiln_cluster::{
 };
 use kiln_protocol::native::ErrorCode;
 use parking_lot::Mutex;
-use tokio::{
-    sync::{Notify, mpsc, watch},
-    time,
-};
+use tokio::{sync::watch, time};
 
 use super::{
     PATIENCE_MS,
     gate::Gate,
     rights::Rights,
     status::{Event, Overview},
+    turns::Turns,
     wave::{Asked, Submission, Wave},
 };
 use crate::{
@@ -44,9 +42,6 @@ use crate::{
     control::{CommitError, Control},
     peer::{LinkStats, Links},
 };
-
-/// Waves that wait for the driver. More are refused as busy.
-pub(super) const SUBMISSIONS_MAX: usize = 4_096;
 
 /// How long a client waits for the controller group.
 const DECIDE_MAX: Duration = Duration::from_secs(10);
@@ -80,7 +75,7 @@ pub(crate) struct Cluster {
     /// Partitions that lost data: how often, and when this node learnt of the last time.
     pub(super) losses: ArcSwap<BTreeMap<Place, (Generation, u64)>>,
     pub(super) events: Mutex<VecDeque<Event>>,
-    submissions: mpsc::Sender<Submission>,
+    pub(super) turns: Arc<Turns>,
     control: OnceLock<Control>,
     links: OnceLock<Links>,
     /// Some key of each partition.
@@ -91,16 +86,10 @@ pub(crate) struct Cluster {
     pub(super) open: AtomicBool,
     /// The node is to hand over what it holds.
     pub(super) leaving: AtomicBool,
-    pub(super) nudge: Notify,
 }
 
 impl Cluster {
-    pub(super) fn new(
-        me: Member,
-        workers: usize,
-        clock: Clock,
-        submissions: mpsc::Sender<Submission>,
-    ) -> Self {
+    pub(super) fn new(me: Member, workers: usize, clock: Clock, turns: Arc<Turns>) -> Self {
         Self {
             me,
             gate: Gate::new(workers),
@@ -113,14 +102,13 @@ impl Cluster {
             overview: ArcSwap::from_pointee(Overview::default()),
             losses: ArcSwap::default(),
             events: Mutex::new(VecDeque::new()),
-            submissions,
+            turns,
             control: OnceLock::new(),
             links: OnceLock::new(),
             keys: OnceLock::new(),
             clears: AtomicUsize::new(0),
             open: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
-            nudge: Notify::new(),
         }
     }
 
@@ -260,10 +248,16 @@ impl Cluster {
     pub(crate) fn submit(&self, asked: Vec<Asked>) -> Arc<Wave> {
         let wave = Wave::new(asked.len());
         let submission = Submission { wave: Arc::clone(&wave), asked };
-        if self.submissions.try_send(submission).is_err() {
+        if !self.turns.submit(submission) {
             wave.refuse_all(Refusal::Busy);
         }
         wave
+    }
+
+    /// Runs what requests of this thread, a runtime of one thread, ask of the core, without waking
+    /// another thread. Without it, the cluster thread does.
+    pub(crate) fn attend(&self) -> impl Future<Output = ()> + Send + use<> {
+        Arc::clone(&self.turns).attend()
     }
 
     /// Removes all items of a cache, in every partition. Those that were there when this is called
@@ -324,7 +318,7 @@ impl Cluster {
     /// Asks for the node's data to be handed over.
     pub(crate) fn leave(&self) {
         self.leaving.store(true, Release);
-        self.nudge.notify_one();
+        self.turns.wake();
     }
 
     pub(super) fn is_leaving(&self) -> bool {

@@ -17,20 +17,18 @@ use kiln_cluster::{
     message::Message,
     node::Node as Core,
     store_engine::EngineStore,
+    time::Mono,
     topology::{NodeProfile, TopologyCommand},
 };
-use tokio::{
-    runtime,
-    sync::{mpsc, oneshot},
-    time,
-};
+use tokio::{runtime, sync::oneshot, time};
 
 use super::{
     HTTP, MEMCACHED, NATIVE, PEER,
     catalog::{Catalog, spec_of},
-    driver::{Driver, Inbox, Turn},
+    driver::{Driver, Turn},
     facts::Facts,
-    shared::{Cluster, SUBMISSIONS_MAX},
+    shared::Cluster,
+    turns::Turns,
     watcher::Watcher,
 };
 use crate::{
@@ -70,13 +68,13 @@ pub(crate) struct Running {
 /// What reaches this node from others.
 struct Door {
     node: Weak<Node>,
-    inbox: Arc<Inbox>,
+    turns: Arc<Turns>,
     control: OnceLock<Control>,
 }
 
 impl Inbound for Door {
     fn message(&self, message: Message, more: bool) {
-        self.inbox.put(message, more);
+        self.turns.put(message, more);
     }
 
     fn call(
@@ -115,14 +113,15 @@ pub(crate) async fn start(node: &Arc<Node>, listener: TcpListener) -> Result<Run
     let peer_address = listener.local_addr().map_err(|error| failed("listen for nodes", &error))?;
     let profile = profile(node, peer_address);
 
-    let inbox = Arc::new(Inbox::default());
+    let turns = Arc::new(Turns::default());
     let door = Arc::new(Door {
         node: Arc::downgrade(node),
-        inbox: Arc::clone(&inbox),
+        turns: Arc::clone(&turns),
         control: OnceLock::new(),
     });
     let (links_sender, links) = oneshot::channel();
-    let (driver_sender, driver) = oneshot::channel::<Driver>();
+    let (control_sender, control) = oneshot::channel::<Control>();
+    let running_turns = Arc::clone(&turns);
     let identity = Identity { member: me, name: config.name.to_string() };
     let known = stored.cluster.unwrap_or(ClusterId(0));
     let inbound: Arc<dyn Inbound> = Arc::clone(&door) as Arc<dyn Inbound>;
@@ -136,8 +135,8 @@ pub(crate) async fn start(node: &Arc<Node>, listener: TcpListener) -> Result<Run
             if links_sender.send(links).is_err() {
                 return;
             }
-            if let Ok(driver) = driver.await {
-                driver.run().await;
+            if let Ok(control) = control.await {
+                running_turns.run(control.topology(), control.leading()).await;
             }
         });
     };
@@ -167,9 +166,8 @@ pub(crate) async fn start(node: &Arc<Node>, listener: TcpListener) -> Result<Run
     };
     links.set_cluster(cluster_id);
 
-    let (submission_sender, submissions) = mpsc::channel(SUBMISSIONS_MAX);
     let workers = node.workers.len();
-    let cluster = Arc::new(Cluster::new(me, workers, node.clock, submission_sender));
+    let cluster = Arc::new(Cluster::new(me, workers, node.clock, Arc::clone(&turns)));
     let core = Core::new(
         cluster_id,
         core_config(),
@@ -184,18 +182,19 @@ pub(crate) async fn start(node: &Arc<Node>, listener: TcpListener) -> Result<Run
         core,
         links: links.clone(),
         control: control.clone(),
-        inbox,
-        submissions,
-        topology: control.topology(),
-        leading: control.leading(),
         catalog: Catalog::default(),
         watcher: Watcher::default(),
         facts: Facts::default(),
         client: ClientId(random()),
+        leads: false,
+        sleeps_until: Mono::MAX,
         turn: Turn::default(),
     };
     cluster.set_control(control.clone(), links.clone());
-    if node.cluster.set(Arc::clone(&cluster)).is_err() || driver_sender.send(driver).is_err() {
+    turns.begin(driver);
+    if node.cluster.set(Arc::clone(&cluster)).is_err()
+        || control_sender.send(control.clone()).is_err()
+    {
         return Err(Failure::Failed("the cluster thread ended".to_owned()));
     }
     let running = Running { cluster, control, links, thread };
@@ -251,6 +250,7 @@ impl Running {
     pub(crate) async fn stop(self) {
         self.control.stop().await;
         self.links.close();
+        self.cluster.turns.stop();
         drop(self.thread);
     }
 }

@@ -1,0 +1,188 @@
+//! Who runs the driver's turns.
+//!
+//! The cluster thread runs them when messages or the time ask for it. A worker that hands in requests
+//! runs the turn itself, after the other connections that are ready, unless somebody is at it: what
+//! it asks leaves for the other nodes without another thread being woken first. What always holds:
+//! whoever ran a turn looks once more after it let the driver go, so that nothing that was put in
+//! meanwhile is left lying; only the cluster thread ever waits for the driver.
+
+use std::{cell::RefCell, sync::Arc, time::Duration};
+
+use kiln_cluster::{message::Message, node::Refusal, topology::Topology};
+use parking_lot::Mutex;
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, sleep_until},
+};
+
+use super::{driver::Driver, wave::Submission};
+
+/// Waves that wait for a turn. More are refused as busy.
+const SUBMISSIONS_MAX: usize = 4_096;
+
+/// Waves taken in one turn.
+const SUBMISSIONS_PER_TURN: usize = 256;
+
+/// Turns that a worker runs in a row before it leaves them to the cluster thread.
+const TURNS_MAX: usize = 4;
+
+thread_local! {
+    /// Wakes the task of this thread that runs turns.
+    static NEAR: RefCell<Option<Arc<Notify>>> = const { RefCell::new(None) };
+}
+
+/// The driver, and what waits for it.
+#[derive(Default)]
+pub(super) struct Turns {
+    waiting: Mutex<Waiting>,
+    /// For the cluster thread: there is something to do.
+    arrived: Notify,
+    /// None before the node is in a cluster and after it stopped.
+    driver: Mutex<Option<Driver>>,
+}
+
+/// What the next turn takes.
+#[derive(Default)]
+struct Waiting {
+    messages: Vec<Message>,
+    submissions: Vec<Submission>,
+    stopped: bool,
+}
+
+impl Turns {
+    /// The driver that runs the turns from now on.
+    pub(super) fn begin(&self, driver: Driver) {
+        *self.driver.lock() = Some(driver);
+    }
+
+    /// No more turns.
+    pub(super) fn stop(&self) {
+        let left = {
+            let mut waiting = self.waiting.lock();
+            waiting.stopped = true;
+            std::mem::take(&mut waiting.submissions)
+        };
+        left.iter().for_each(|submission| submission.wave.refuse_all(Refusal::Busy));
+        let driver = self.driver.lock().take();
+        drop(driver);
+        self.wake();
+    }
+
+    /// Has the cluster thread look what there is to do.
+    pub(super) fn wake(&self) {
+        self.arrived.notify_one();
+    }
+
+    /// A message of another node came; `more` of the same read follow. Called on the cluster thread.
+    pub(super) fn put(&self, message: Message, more: bool) {
+        self.waiting.lock().messages.push(message);
+        if !more {
+            self.wake();
+        }
+    }
+
+    /// Requests for the next turn. False when too many wait.
+    pub(super) fn submit(&self, submission: Submission) -> bool {
+        let mut waiting = self.waiting.lock();
+        if waiting.stopped || waiting.submissions.len() >= SUBMISSIONS_MAX {
+            return false;
+        }
+        waiting.submissions.push(submission);
+        drop(waiting);
+        NEAR.with_borrow(|near| near.as_deref().unwrap_or(&self.arrived).notify_one());
+        true
+    }
+
+    /// What the turn that begins takes: waves up to a limit, and all messages.
+    pub(super) fn take(&self) -> (Vec<Submission>, Vec<Message>) {
+        let mut waiting = self.waiting.lock();
+        let messages = std::mem::take(&mut waiting.messages);
+        if waiting.submissions.len() <= SUBMISSIONS_PER_TURN {
+            return (std::mem::take(&mut waiting.submissions), messages);
+        }
+        (waiting.submissions.drain(..SUBMISSIONS_PER_TURN).collect(), messages)
+    }
+
+    fn is_empty(&self) -> bool {
+        let waiting = self.waiting.lock();
+        waiting.messages.is_empty() && waiting.submissions.is_empty()
+    }
+
+    /// Runs the turns for requests of this thread, one current-thread runtime, for as long as it is
+    /// polled. After that the cluster thread does.
+    pub(super) async fn attend(self: Arc<Self>) {
+        let near = Arc::new(Notify::new());
+        NEAR.set(Some(Arc::clone(&near)));
+        let _gone = Gone(Arc::clone(&self));
+        loop {
+            near.notified().await;
+            self.run_here();
+        }
+    }
+
+    fn run_here(&self) {
+        for _ in 0..TURNS_MAX {
+            // Whoever has it looks for what is waiting when it lets go.
+            let Some(mut place) = self.driver.try_lock() else { return };
+            let Some(driver) = place.as_mut() else { return };
+            driver.turn(self);
+            let due = driver.due();
+            if due < driver.sleeps_until {
+                driver.sleeps_until = due;
+                self.wake();
+            }
+            drop(place);
+            if self.is_empty() {
+                return;
+            }
+        }
+        self.wake();
+    }
+
+    /// The cluster thread: runs turns until the node stops.
+    pub(super) async fn run(
+        &self,
+        mut topology: watch::Receiver<Arc<Topology>>,
+        mut leading: watch::Receiver<bool>,
+    ) {
+        loop {
+            let Some(wait) = self.run_on_time(&mut topology, &mut leading) else { return };
+            if !self.is_empty() {
+                continue;
+            }
+            tokio::select! {
+                () = self.arrived.notified() => {}
+                changed = topology.changed() => if changed.is_err() { return },
+                changed = leading.changed() => if changed.is_err() { return },
+                () = sleep_until(Instant::now() + wait) => {}
+            }
+        }
+    }
+
+    /// One turn, and how long there is nothing to do after it if nothing happens.
+    fn run_on_time(
+        &self,
+        topology: &mut watch::Receiver<Arc<Topology>>,
+        leading: &mut watch::Receiver<bool>,
+    ) -> Option<Duration> {
+        let mut place = self.driver.lock();
+        let driver = place.as_mut()?;
+        let table = Arc::clone(&topology.borrow_and_update());
+        driver.take_topology(&table);
+        driver.take_leading(*leading.borrow_and_update());
+        driver.turn(self);
+        driver.sleeps_until = driver.due();
+        Some(driver.until_due())
+    }
+}
+
+/// The thread that ran turns for its own requests does not any more.
+struct Gone(Arc<Turns>);
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        // Not while a thread ends, when there is nothing left to be set.
+        let _ = NEAR.try_with(|near| near.take());
+        self.0.wake();
+    }
+}
