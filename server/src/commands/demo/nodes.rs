@@ -269,6 +269,8 @@ impl Nodes {
         if !peers.is_empty() {
             command.args(["--join", &peers.join(",")]);
         }
+        // Ctrl-C is for this process, which then ends the nodes in order.
+        command.process_group(0);
         let parent = std::process::id();
         let with_parent = move || {
             set_parent_process_death_signal(Some(Signal::KILL))?;
