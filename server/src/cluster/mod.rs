@@ -8,7 +8,8 @@
 //!      +--- gate, rights: what workers may do at the stores by themselves
 //!
 //!   start       from the settings to a node that is in the table, and out of it again
-//!   driver      the thread: turns
+//!   driver      a turn: what happened, what the core decides, what is done about it
+//!   turns       which thread runs it
 //!   shared      what workers see
 //!   wave        requests that wait together
 //!   gate        alone, or one of several
