@@ -354,7 +354,7 @@ def test_two_hundred_nodes_and_a_thousand_caches_are_drawn_quickly_and_a_page_at
     assert browser.run("return document.querySelectorAll('*').length") < 5000
     assert browser.text("#health-text") == "4 partitions lost all copies"
     assert not browser.run("return document.getElementById('streams').hidden")
-    assert browser.run("""
+    assert browser.run(SYNTHETIC + """
         kilnDashboard.streams.take(syntheticWindows());
         return [document.querySelectorAll('#streams-table tbody tr').length, document.querySelectorAll('#stream-plot .alarm').length]""") == [3, 2]
 
@@ -455,7 +455,7 @@ def test_everything_can_be_reached_and_is_named_for_those_who_do_not_see_it(node
         const named = (one) => one.getAttribute('aria-label') || one.textContent.trim() || one.labels?.length || one.getAttribute('aria-labelledby');
         return [...document.querySelectorAll('button, input, select, a, [tabindex=\\"0\\"]')].filter((one) => !named(one)).map((one) => one.outerHTML)""")
     assert nameless == []
-    assert browser.run("return [...document.querySelectorAll('.plot[role=img]')].every((plot) => /now: /.test(plot.getAttribute('aria-label')))")
+    assert browser.run("return [...document.querySelectorAll('.chart .plot[role=img]')].every((plot) => /now: /.test(plot.getAttribute('aria-label')))")
     browser.run("document.querySelector('.plot').focus()")
     browser.press("left", "left")
     assert ", at " in browser.run("return document.querySelector('.plot').getAttribute('aria-label')") or browser.until(
