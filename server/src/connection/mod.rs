@@ -96,8 +96,10 @@ pub(crate) struct WorkerMemory {
     pub(crate) replies: Vec<u8>,
     pub(crate) sampler: Sampler,
     pub(crate) turns: TurnCount,
-    /// Operations of this turn.
+    /// Operations run in this turn.
     pub(crate) kinds: KindCounts,
+    /// Operations that this turn handed to other nodes, and waits for.
+    pub(crate) waits: KindCounts,
     pub(crate) memcached: crate::memcached::BatchMemory,
     pub(crate) native: crate::native::BatchMemory,
 }

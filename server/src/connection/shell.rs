@@ -232,7 +232,6 @@ impl<S: Session> Connection<'_, S> {
             self.worker.counters.bytes_read.add(len as u64);
             let now_ms = self.node.clock.now_ms();
             self.peer.busy(now_ms);
-            let begun = shared.memory.turns.is_due().then(std::time::Instant::now);
             let mut left = &shared.input[..len];
             if self.held.is_empty() {
                 let done = self.run_batches(left, now_ms, &mut shared.memory)?;
@@ -244,15 +243,6 @@ impl<S: Session> Connection<'_, S> {
                 } else {
                     self.refuse(&mut shared.memory);
                 }
-            }
-            let kinds = std::mem::take(&mut shared.memory.kinds);
-            if let Some(begun) = begun {
-                let took = begun.elapsed();
-                self.worker.latencies.count(S::PROTOCOL, took);
-                self.worker.op_times[S::PROTOCOL as usize].count(&kinds, took, STRIDE.into());
-            }
-            if self.waiting {
-                self.waited_for = kinds;
             }
             // What is held now may be complete: `run` looks.
             Poll::Ready(Ok(Turn::More))
@@ -324,10 +314,21 @@ impl<S: Session> Connection<'_, S> {
         now_ms: u64,
         memory: &mut WorkerMemory,
     ) -> io::Result<usize> {
+        let begun = memory.turns.is_due().then(std::time::Instant::now);
         let (session, mut context) = self.parts(now_ms);
         let (done, then) = session.run(&mut context, input, memory);
         self.settle(then);
-        self.send(&mut memory.replies)?;
+        let sent = self.send(&mut memory.replies);
+        let kinds = std::mem::take(&mut memory.kinds);
+        if let Some(begun) = begun {
+            let took = begun.elapsed();
+            self.worker.latencies.count(S::PROTOCOL, took);
+            self.worker.op_times[S::PROTOCOL as usize].count(&kinds, took, STRIDE.into());
+        }
+        if self.waiting {
+            self.waited_for = std::mem::take(&mut memory.waits);
+        }
+        sent?;
         Ok(done)
     }
 

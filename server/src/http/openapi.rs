@@ -7,6 +7,8 @@
 mod operations;
 mod parameters;
 mod parts;
+mod stream_schemas;
+mod streams;
 
 use std::sync::LazyLock;
 
@@ -93,6 +95,9 @@ fn document() -> Value {
         .build();
     let mut components = serde_json::to_value(components).unwrap_or_default();
     bound(&mut components);
+    for (name, schema) in stream_schemas::schemas() {
+        components["schemas"][name] = schema;
+    }
     components["parameters"] = parameters();
     components["headers"] = known_headers();
     components["securitySchemes"] = json!({ "basic": {
@@ -114,6 +119,7 @@ fn document() -> Value {
         "tags": [
             { "name": "Items", "description": "Keys and values." },
             { "name": "Caches", "description": "Where items live, and by which rules." },
+            { "name": "Streams", "description": "Readings in, windows and alarms out." },
             { "name": "Cluster", "description": "All nodes together." },
             { "name": "Node", "description": "The node that answers." },
         ],
@@ -254,8 +260,8 @@ mod tests {
     fn every_kind_of_problem_is_an_answer_to_some_operation() {
         let text = DOCUMENT["paths"].to_string();
         for kind in Kind::ALL {
-            // Not of any operation: there is none at these; and streams have a page of their own.
-            if matches!(kind, Kind::NoSuchPath | Kind::MethodNotAllowed | Kind::NoSuchStream) {
+            // Not of any operation: there is none at these.
+            if matches!(kind, Kind::NoSuchPath | Kind::MethodNotAllowed) {
                 continue;
             }
             assert!(text.contains(&format!("\"{}\"", kind.slug())), "{kind:?}");

@@ -63,24 +63,26 @@ pub(super) fn run(
         let mut ops: Vec<Op<'_>> = std::mem::take(kept_ops);
         let start = (parser.clone(), done);
         let rest = parse(parser, &input[done..], keys, &mut ops, BATCH_MAX, hashes, &mut done);
-        context.worker.counters.memcached_ops.add(hashes.len() as u64);
         if let Some(place) = sampler.pick(hashes.len()) {
             count_key(context, &ops, place, hashes[place]);
         }
-        note_kinds(cache, &ops, hashes, kinds);
-        let mut hashes = cache.store.ahead(hashes);
+        let mut ahead = cache.store.ahead(hashes);
+        let mut ran = ops.len();
         let mut close = false;
         let mut early = None;
         for (number, op) in (1..).zip(&ops) {
-            if answer(parser, context, op, &mut hashes, replies) == After::Close {
-                close = true;
+            if answer(parser, context, op, &mut ahead, replies) == After::Close {
+                (close, ran) = (true, number);
                 break;
             }
             if replies.len() + context.output.len() >= context.replies_max && number < ops.len() {
-                early = Some(number);
+                (early, ran) = (Some(number), number);
                 break;
             }
         }
+        // What was not run is read again.
+        let noted = note_kinds(cache, &ops[..ran], hashes, kinds);
+        context.worker.counters.memcached_ops.add(noted);
         *kept_ops = recycle(ops);
         if close {
             return (input.len(), Then::Close);
@@ -118,14 +120,21 @@ pub(super) fn count_key(context: &Context<'_>, ops: &[Op<'_>], place: usize, has
     }
 }
 
-/// Counts operations by kind, and shows reads to the cache's miss-ratio curve.
-pub(super) fn note_kinds(cache: &Cache, ops: &[Op<'_>], hashes: &[u64], kinds: &mut KindCounts) {
+/// Counts operations by kind, and shows reads to the cache's miss-ratio curve. Returns how many
+/// operations there are.
+pub(super) fn note_kinds(
+    cache: &Cache,
+    ops: &[Op<'_>],
+    hashes: &[u64],
+    kinds: &mut KindCounts,
+) -> u64 {
     let commands = ops.iter().filter_map(|op| match op {
         Op::Data { command, .. } => Some(command),
         _ => None,
     });
-    let mut reads = 0;
+    let (mut all, mut reads) = (0, 0);
     for (command, &hash) in commands.zip(hashes) {
+        all += 1;
         kinds[op_times::kind(command)] += 1;
         if matches!(command, Command::Get(_)) {
             reads += 1;
@@ -135,6 +144,7 @@ pub(super) fn note_kinds(cache: &Cache, ops: &[Op<'_>], hashes: &[u64], kinds: &
     if reads > 0 {
         cache.curve.count(reads);
     }
+    all
 }
 
 /// Parses up to `ops_max` requests. Returns what the next one needs, or `None` when there may be

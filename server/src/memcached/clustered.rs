@@ -23,6 +23,7 @@ use super::batch::{self, After, BATCH_MAX, BatchMemory, ToClient};
 use crate::cluster::{self, Asked, Cluster, PATIENCE_MS, Wave};
 use crate::connection::{Context, Then, WorkerMemory};
 use crate::execute::{Sink, read_directly};
+use crate::op_times::KindCounts;
 
 /// Requests that wait for other nodes.
 #[derive(Debug)]
@@ -73,7 +74,7 @@ pub(super) fn run(
     input: &[u8],
     memory: &mut WorkerMemory,
 ) -> (usize, Then) {
-    let WorkerMemory { replies, memcached, sampler, kinds, .. } = memory;
+    let WorkerMemory { replies, memcached, sampler, kinds, waits: kinds_waiting, .. } = memory;
     let BatchMemory { ops: kept_ops, hashes, keys } = memcached;
     let mut done = 0;
     loop {
@@ -92,13 +93,12 @@ pub(super) fn run(
         let ran = match &pending {
             Some(pending) => turn.answer_wave(pending, &ops, replies),
             None => {
-                turn.context.worker.counters.memcached_ops.add(turn.hashes.len() as u64);
                 if let Some(place) = sampler.pick(turn.hashes.len()) {
                     batch::count_key(turn.context, &ops, place, turn.hashes[place]);
                 }
-                let cache = turn.context.node.default_cache();
-                batch::note_kinds(cache, &ops, turn.hashes, kinds);
-                turn.run(&ops, replies)
+                let ran = turn.run(&ops, replies);
+                turn.note(&ops[..ran.done], 0, kinds);
+                ran
             }
         };
         let left = ops.len() - ran.done;
@@ -107,7 +107,11 @@ pub(super) fn run(
             session.pending = Some(anew);
         } else if ran.wait {
             let first_hash = turn.at;
-            session.pending = Some(turn.begin_wave(&ops[ran.done..], first_hash));
+            let begun = turn.begin_wave(&ops[ran.done..], first_hash);
+            // Those behind them are read again, and counted then.
+            let waiting = &ops[ran.done..][..begun.slots.len()];
+            turn.note(waiting, first_hash, kinds_waiting);
+            session.pending = Some(begun);
         }
         *kept_ops = batch::recycle(ops);
         if ran.close {
@@ -163,6 +167,14 @@ struct Turn<'a, 'c, 'h> {
 }
 
 impl Turn<'_, '_, '_> {
+    /// Counts requests, whose hashes begin at a place.
+    fn note(&self, ops: &[Op<'_>], first_hash: usize, kinds: &mut KindCounts) {
+        let cache = self.context.node.default_cache();
+        let hashes = self.hashes.get(first_hash..).unwrap_or_default();
+        let noted = batch::note_kinds(cache, ops, hashes, kinds);
+        self.context.worker.counters.memcached_ops.add(noted);
+    }
+
     /// Runs requests up to the first that has to wait.
     fn run(&mut self, ops: &[Op<'_>], replies: &mut Vec<u8>) -> Ran {
         for (done, op) in ops.iter().enumerate() {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use kiln_engine::{Ahead, Store};
 use kiln_protocol::{
     Parsed,
+    command::Command,
     native::{Body, ErrorCode, Failure, FrameError, ItemHead, Items, Op, Request, respond},
 };
 
@@ -20,7 +21,7 @@ use crate::{
         scan,
         session::{Found, Native},
     },
-    op_times::KindCounts,
+    op_times::{self, KindCounts},
 };
 
 /// Requests parsed ahead and prefetched together.
@@ -116,7 +117,7 @@ pub(super) fn run(
     input: &[u8],
     memory: &mut WorkerMemory,
 ) -> (usize, Then) {
-    let WorkerMemory { replies, native, sampler, kinds, .. } = memory;
+    let WorkerMemory { replies, native, sampler, kinds, waits, .. } = memory;
     let BatchMemory { requests: kept, hashes, scratch } = native;
     let mut done = 0;
     loop {
@@ -148,8 +149,9 @@ pub(super) fn run(
         {
             count_key(context, &requests[place], hashes[place]);
         }
-        note_kinds(&requests, hashes, kinds);
         let last = requests.len();
+        // Of these: what is not run now is read again, and counted then.
+        let mut ran = last;
         let mut left = Left::All;
         let mut operations = 0;
         let mut ahead: Option<Ahead<'_>> = None;
@@ -168,8 +170,10 @@ pub(super) fn run(
                 };
                 if !at_once {
                     let (requests, hashes) = (&requests[number - 1..], &hashes[number - 1..]);
-                    let pending =
-                        clustered::begin(session, cluster, context, &table, requests, hashes);
+                    let pending = clustered::begin(
+                        session, cluster, context, &table, requests, hashes, waits,
+                    );
+                    ran = number - 1;
                     operations += pending.operations();
                     session.pending = Some(pending);
                     left = Left::Waiting(begins);
@@ -193,18 +197,20 @@ pub(super) fn run(
                     After::Next
                 }
                 request => {
-                    let mut rare = RareContext { session, context, table: &table, scratch };
+                    let mut rare = RareContext { session, context, table: &table, scratch, kinds };
                     rare.run(request, &mut operations, replies)
                 }
             };
             let end = done + request.end();
             begins = end;
             if after == After::Close {
+                ran = number;
                 left = Left::Nothing;
                 break;
             }
             let piled_up = replies.len() + context.output.len() >= context.replies_max;
             if piled_up && number < last {
+                ran = number;
                 left = Left::From(end);
                 break;
             }
@@ -212,6 +218,7 @@ pub(super) fn run(
                 done = end;
             }
         }
+        note_kinds(&requests[..ran], hashes, kinds);
         context.worker.counters.native_ops.add(operations);
         scratch.shrink();
         *kept = recycle(requests);
@@ -277,8 +284,8 @@ enum After {
     Close,
 }
 
-/// Counts operations by kind, and shows reads to the miss-ratio curves. What is in a batch is left
-/// out: it would have to be read twice.
+/// Counts operations by kind, and shows reads to the miss-ratio curves. What is in a batch is counted
+/// where it is run.
 fn note_kinds(requests: &[Ready<'_, '_>], hashes: &[u64], kinds: &mut KindCounts) {
     // Reads of one cache that follow each other are counted together.
     let mut run: Option<(&Cache, u64)> = None;
@@ -416,6 +423,7 @@ struct RareContext<'a, 'c> {
     context: &'a mut Context<'c>,
     table: &'a Table,
     scratch: &'a mut Scratch,
+    kinds: &'a mut KindCounts,
 }
 
 impl RareContext<'_, '_> {
@@ -491,6 +499,7 @@ impl RareContext<'_, '_> {
         let len_max = self.session.gathered_len_max;
         let mut ahead = items;
         let mut items = items;
+        let mut reads = 0;
         while items.len() > 0 {
             let hashes: [u64; AHEAD_MAX] = std::array::from_fn(|_| {
                 ahead.next().map_or(0, |item| Store::hash(item.command.key()))
@@ -498,6 +507,11 @@ impl RareContext<'_, '_> {
             let count = items.len().min(AHEAD_MAX);
             for hash in found.cache.store.ahead(&hashes[..count]) {
                 let Some(item) = items.next() else { break };
+                self.kinds[op_times::kind(&item.command)] += 1;
+                if matches!(item.command, Command::Get(_)) {
+                    found.cache.curve.read(hash);
+                    reads += 1;
+                }
                 let answer = match start {
                     None => Answer::None,
                     Some(_) => {
@@ -510,6 +524,9 @@ impl RareContext<'_, '_> {
                 let Self { session, context, scratch, .. } = self;
                 item::run(session, context, found, &item, hash, answer, replies, scratch);
             }
+        }
+        if reads > 0 {
+            found.cache.curve.count(reads);
         }
         if let Some(start) = start {
             kiln_protocol::native::end_frame(replies, start);

@@ -35,6 +35,7 @@ use crate::{
     cluster::{self, Asked, Cluster, Decided, Decision, PATIENCE_MS, Wave, spec_of},
     connection::Context,
     execute::{is_plain_read, read_directly},
+    op_times::{self, KindCounts},
 };
 
 /// Requests that wait.
@@ -192,7 +193,8 @@ fn here(
     })
 }
 
-/// Hands requests to the core: those from the first on that can be under way together.
+/// Hands requests to the core: those from the first on that can be under way together. They are
+/// counted in `kinds`.
 pub(super) fn begin(
     session: &mut Native,
     cluster: &Cluster,
@@ -200,7 +202,15 @@ pub(super) fn begin(
     table: &Table,
     requests: &[Ready<'_, '_>],
     hashes: &[u64],
+    kinds: &mut KindCounts,
 ) -> Pending {
+    let mut note = |cache: &Cache, command: &Command<'_>, hash: u64| {
+        kinds[op_times::kind(command)] += 1;
+        if matches!(command, Command::Get(_)) {
+            cache.curve.read(hash);
+            cache.curve.count(1);
+        }
+    };
     let mut begun = Begun::new(session, cluster, context);
     let mut keys: Vec<(u32, u64)> = Vec::new();
     let mut count = 0;
@@ -220,11 +230,14 @@ pub(super) fn begin(
                         continue;
                     }
                 };
+                note(found.cache, &item.command, hash);
                 begun.add(*found, &item, hash, count > 0);
             }
             Ready::Batch { found: Some(found), items, .. } if count == 0 => {
                 for item in *items {
-                    begun.add(*found, &item, Store::hash(item.command.key()), false);
+                    let hash = Store::hash(item.command.key());
+                    note(found.cache, &item.command, hash);
+                    begun.add(*found, &item, hash, false);
                 }
                 count = 1;
                 break;

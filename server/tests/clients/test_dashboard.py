@@ -287,6 +287,60 @@ def test_the_page_says_when_the_node_is_gone_and_comes_back_by_itself(start, bro
         again.wait(SOON)
 
 
+def send(node, method, path, body):
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    request = urllib.request.Request(f"http://{node.http}{path}", data=body, method=method)
+    with opener.open(request, timeout=SOON) as answer:
+        return json.loads(answer.read())
+
+
+def test_a_stream_is_shown_with_its_sensors_windows_and_alarms(node, browser):
+    browser.open(page(node))
+    browser.until("the page is live", LIVE)
+    assert browser.run("return document.getElementById('streams').hidden && document.getElementById('nav-streams').hidden")
+    definition = {"windows": [{"tumbling": "1s"}, {"tumbling": "10s"}], "watermark_delay": "0s",
+                  "detectors": [{"threshold": {"above": 90.0}}]}
+    send(node, "PUT", "/v1/streams/plant", json.dumps(definition).encode())
+    now = int(time.time() * 1000) // 1000 * 1000
+    lines = [f"press-{sensor}, {95 if (sensor, place) == (1, 30) else 40 + sensor + place % 7}, {now - 60_000 + place * 1000}\n"
+             for place in range(60) for sensor in (1, 2)]
+    told = send(node, "POST", "/v1/streams/plant/readings", "".join(lines).encode() + b"bad\n")
+    assert (told["accepted"], told["rejected"]) == (120, 1)
+
+    browser.until("the stream is listed", """
+        const cells = [...document.querySelectorAll('#streams-table tbody tr td')].map((cell) => cell.textContent);
+        return !document.getElementById('nav-streams').hidden && cells[0] === 'plant' && cells[2] === '2'
+          && cells[4].endsWith('s') && cells[6].startsWith('1') && cells[7] === '2'""")
+    browser.run("document.getElementById('streams').scrollIntoView()")
+    browser.until("sensors are listed with their latest values", """
+        const told = [...document.querySelectorAll('#stream-sensors button')].map((button) => button.innerText.split(/\\s+/).join(' '));
+        return told.join() === 'press-1 44,press-2 45'""")
+    browser.until("windows of the first are drawn, with the alarm", """
+        return document.querySelector('#stream-plot path.series')?.getAttribute('d').split('L').length > 50
+          && document.querySelectorAll('#stream-plot .alarm').length === 2""")
+    assert browser.text("#stream-alarms").startswith("1 alarm · last threshold at ")
+    height = browser.run("return document.documentElement.scrollHeight")
+
+    browser.run("document.getElementById('stream-plot').focus()")
+    browser.press("home")
+    first = browser.text("#stream-detail")
+    browser.press("right")
+    assert "mean" in first and browser.text("#stream-detail") not in ("", first)
+    browser.run("document.querySelectorAll('#stream-sensors button')[1].focus()")
+    browser.press("enter")
+    browser.until("the other sensor is shown", """
+        return document.getElementById('stream-title').textContent === 'Windows of press-2'
+          && document.querySelectorAll('#stream-plot path.series').length === 1
+          && document.querySelectorAll('#stream-plot .alarm').length === 0""")
+    browser.run("""
+        const window = document.getElementById('stream-window');
+        window.value = '10s';
+        window.dispatchEvent(new Event('change'))""")
+    browser.until("the longer windows are drawn", "return document.querySelector('#stream-plot path.series')?.getAttribute('d').split('L').length < 10")
+    assert browser.run("return document.documentElement.scrollHeight") == height, "the page jumped"
+    assert browser.messages() == []
+
+
 def test_two_hundred_nodes_and_a_thousand_caches_are_drawn_quickly_and_a_page_at_a_time(node, browser):
     took = show(browser, node, """
         const big = syntheticSnapshot({ nodes: 200, caches: 1000, transfers: 300, copies: 3, short: 30, lost: 4, groups: 2, streams: 3, events: 200 });
@@ -300,6 +354,9 @@ def test_two_hundred_nodes_and_a_thousand_caches_are_drawn_quickly_and_a_page_at
     assert browser.run("return document.querySelectorAll('*').length") < 5000
     assert browser.text("#health-text") == "4 partitions lost all copies"
     assert not browser.run("return document.getElementById('streams').hidden")
+    assert browser.run(SYNTHETIC + """
+        kilnDashboard.streams.take(syntheticWindows());
+        return [document.querySelectorAll('#streams-table tbody tr').length, document.querySelectorAll('#stream-plot .alarm').length]""") == [3, 2]
 
     height = browser.run("return document.documentElement.scrollHeight")
     end = browser.run("return Math.round(document.querySelector('footer').getBoundingClientRect().bottom + scrollY)")
@@ -398,7 +455,7 @@ def test_everything_can_be_reached_and_is_named_for_those_who_do_not_see_it(node
         const named = (one) => one.getAttribute('aria-label') || one.textContent.trim() || one.labels?.length || one.getAttribute('aria-labelledby');
         return [...document.querySelectorAll('button, input, select, a, [tabindex=\\"0\\"]')].filter((one) => !named(one)).map((one) => one.outerHTML)""")
     assert nameless == []
-    assert browser.run("return [...document.querySelectorAll('.plot[role=img]')].every((plot) => /now: /.test(plot.getAttribute('aria-label')))")
+    assert browser.run("return [...document.querySelectorAll('.chart .plot[role=img]')].every((plot) => /now: /.test(plot.getAttribute('aria-label')))")
     browser.run("document.querySelector('.plot').focus()")
     browser.press("left", "left")
     assert ", at " in browser.run("return document.querySelector('.plot').getAttribute('aria-label')") or browser.until(

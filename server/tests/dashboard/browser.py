@@ -26,7 +26,7 @@ FLAGS = [
     "--disable-dev-shm-usage", "--hide-scrollbars", "--force-color-profile=srgb",
 ]
 
-KEYS = {"left": "\ue012", "up": "\ue013", "right": "\ue014", "down": "\ue015", "tab": "\ue004", "enter": "\ue007"}
+KEYS = {"home": "\ue011", "left": "\ue012", "up": "\ue013", "right": "\ue014", "down": "\ue015", "tab": "\ue004", "enter": "\ue007"}
 
 
 class Browser:

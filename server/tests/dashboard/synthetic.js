@@ -76,9 +76,22 @@ function syntheticSnapshot({ nodes = 3, caches = 8, copies = 2, transfers = 0, l
         group: 0, partition: (number * 71 + 3) % PARTITIONS, from: 1 + number % nodes, to: 1 + (number + 1) % nodes, bytes: Math.floor(2 ** 26 * random()), since_ms: now - number * 700,
       })),
     },
-    streams: Array.from({ length: streams }, (_, number) => ({ name: `plant-${number + 1}`, sensors: 120, readings_per_s: 2_400, late_per_s: number, latest: [["kiln-7", 812.4, now], ["kiln-9", 640.02, now]],
-      windows: Array.from({ length: 60 }, (_, place) => { const mean = 700 + 80 * Math.sin(place / 6 + number); return [now - (60 - place) * 10_000, mean - 20 - 9 * random(), mean, mean + 25 + 9 * random()]; }) })),
+    streams: Array.from({ length: streams }, (_, number) => ({
+      name: `plant-${number + 1}`, latest_cache: `plant-${number + 1}`, windows: ["10s", "10m-1m"], sensors: 120 + number, state_bytes: 2 ** 20 * (1 + number % 9), lag_ms: 5_000 + 140 * number,
+      readings_per_s: 2_400 + 13 * number, results_per_s: 24, late_per_s: number % 5, rejected_per_s: number % 3 ? 0 : 1, late: number * 40, rejected: number * 3, alarms: number % 7,
+    })),
     hottest: Array.from({ length: 12 }, (_, number) => ({ cache: number % 3 ? "default" : "users", key: `user:${1000 + number * 37}:profile`, ops: Math.round(9000 / (number + 1)) })),
     events: Array.from({ length: events }, (_, number) => ({ number: number + 1, at_ms: now - (events - number) * 41_000, weight: texts[number % 10][0], about: texts[number % 10][1], text: texts[number % 10][2] })),
   };
+}
+
+/** What the node would answer about a sensor of a stream: two hours of windows, and an alarm. */
+function syntheticWindows(count = 120, now = 1_795_000_000_000) {
+  const windows = Array.from({ length: count }, (_, place) => {
+    const mean = 700 + 80 * Math.sin(place / 9) + (place > 80 && place < 86 ? 160 : 0);
+    const start = now - (count - place) * 10_000;
+    return { start, end: start + 10_000, revision: 0, count: 97, mean, std: 11.2, min: mean - 21, max: mean + 27 };
+  });
+  const alarm = (kind, place, value) => ({ sensor: "kiln-7", detector: "ewma_z", kind, time: windows[place].start + 3_000, value, expected: 712, score: 6.2 });
+  return { windows, alarms: count > 90 ? [alarm("raised", 81, 884), alarm("cleared", 87, 712)] : [] };
 }

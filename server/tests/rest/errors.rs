@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read, Write},
-    net::Shutdown,
+    net::{Shutdown, TcpStream},
     time::Duration,
 };
 
@@ -115,6 +115,97 @@ fn a_body_that_is_cut_off_changes_nothing() {
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400"), "{head}: {answer}");
         assert_eq!(http.get(&item).body, b"old", "{head}");
     }
+}
+
+#[test]
+fn a_sender_that_is_too_slow_is_told_so_and_changes_nothing() {
+    let node = Node::start(&[]);
+    let http = Http::of(&node);
+    let item = format!("{KEYS}/k");
+    http.put(&item, b"old");
+    let begin = |text: &str| {
+        let mut stream = http.connect();
+        // The bound is a minute.
+        stream.set_read_timeout(Some(Duration::from_secs(90))).unwrap();
+        stream.write_all(text.as_bytes()).unwrap();
+        stream
+    };
+    let mut body =
+        begin(&format!("PUT {item} HTTP/1.1\r\nhost: k\r\ncontent-length: 9\r\n\r\nhalf"));
+    let mut head = begin(&format!("PUT {item} HTTP/1.1\r\nhost: k\r\ncontent-le"));
+    let read = |stream: &mut TcpStream| {
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        String::from_utf8_lossy(&answer).into_owned()
+    };
+    let told = read(&mut body);
+    assert!(told.starts_with("HTTP/1.1 408 ") && told.contains("#problem-too-slow"), "{told}");
+    // Who has not even finished a head may just find the connection closed.
+    let told = read(&mut head);
+    assert!(told.is_empty() || told.starts_with("HTTP/1.1 408 "), "{told}");
+    assert_eq!(http.get(&item).body, b"old");
+}
+
+#[test]
+fn bad_json_is_told_from_json_that_does_not_fit() {
+    let node = Node::start(&[]);
+    let http = Http::of(&node);
+    let json = [("content-type", "application/json")];
+    for bad in [
+        "",
+        "{",
+        "[]",
+        "1",
+        "\"x\"",
+        "{\"operations\":[{]}",
+        "{\"operations\":7}",
+        "\u{0}",
+        "{\"a\":1}",
+    ] {
+        let batch = http.send("POST", "/v1/caches/default/batch", &json, bad.as_bytes());
+        batch.assert_problem(400, "bad-request");
+        if !bad.is_empty() {
+            let cache = http.send("PUT", "/v1/caches/new", &json, bad.as_bytes());
+            cache.assert_problem(400, "bad-request");
+        }
+    }
+    let deep = "[".repeat(10_000);
+    http.send("POST", "/v1/caches/default/batch", &json, deep.as_bytes())
+        .assert_problem(400, "bad-request");
+    http.send("PUT", "/v1/caches/new", &json, b"{\"copies\":5}").assert_problem(422, "unfit");
+    http.get("/v1/caches/new").assert_problem(404, "no-such-cache");
+}
+
+#[test]
+fn memory_stays_flat_whatever_is_wrong_with_requests() {
+    let node = Node::start(&["--memory", "32MiB"]);
+    let http = Http::of(&node);
+    let long = "k".repeat(10 << 20);
+    let all_of_it = |rounds: usize| {
+        for _ in 0..rounds {
+            http.raw(format!("GET {KEYS}/{long} HTTP/1.1\r\n\r\n").as_bytes());
+            http.raw(format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", &long[..200_000]).as_bytes());
+            http.put(&format!("{KEYS}/k"), &vec![0; 2 << 20]).assert_problem(413, "too-large");
+            http.get("/v1/caches/default/keys/%zz").assert_problem(400, "bad-request");
+            http.put(&format!("{KEYS}/k?ttl=soon"), b"x").assert_problem(400, "bad-request");
+            http.send("PATCH", &format!("{KEYS}/k"), &[], b"")
+                .assert_problem(405, "method-not-allowed");
+            let json = [("content-type", "application/json")];
+            let bad = http.send("POST", "/v1/caches/default/batch", &json, &vec![b'['; 500_000]);
+            bad.assert_problem(400, "bad-request");
+            let mut cut = http.connect();
+            let request =
+                format!("PUT {KEYS}/k HTTP/1.1\r\nhost: k\r\ncontent-length: 900000\r\n\r\n");
+            cut.write_all(request.as_bytes()).unwrap();
+            cut.write_all(&vec![1; 400_000]).unwrap();
+        }
+    };
+    // Buffers and the allocator's own memory come with the first of it.
+    all_of_it(5);
+    let before = node.metric("process_resident_memory_bytes");
+    all_of_it(40);
+    let grown = node.metric("process_resident_memory_bytes") - before;
+    assert!(grown < 8e6, "{grown} bytes");
 }
 
 #[test]

@@ -16,3 +16,5 @@ mod gateway;
 mod items;
 mod scan;
 mod several;
+mod streams;
+mod times;

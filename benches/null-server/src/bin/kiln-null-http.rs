@@ -1,7 +1,7 @@
 //! An axum handler that returns a constant: the floor for `GET` of an item over HTTP.
 //!
 //! One thread, as a worker of Kiln's; the value is 100 bytes. Prints `ready HOST:PORT` once it
-//! accepts; ends on SIGTERM or SIGINT. `benches/http.py` drives it and Kiln side by side.
+//! accepts; ends on SIGTERM or SIGINT. `benches/rest.py` drives it and Kiln side by side.
 
 use std::io::{self, Write};
 

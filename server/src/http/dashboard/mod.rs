@@ -6,6 +6,7 @@
 //!   reading   counters, and what two readings of them say
 //!   history   the last ten minutes
 //!   events    what happened, in words
+//!   streams   what streams do
 //!   snapshot  what a viewer is sent
 //!   viewers   the stream of server-sent events
 //!   keys      looking through the keys, where that is allowed
@@ -25,6 +26,7 @@ mod page;
 mod reading;
 mod sampler;
 mod snapshot;
+mod streams;
 mod viewers;
 
 use std::sync::Arc;

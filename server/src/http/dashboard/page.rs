@@ -30,6 +30,7 @@ const SCRIPT: &[&str] = &[
     include_str!("assets/table.js"),
     include_str!("assets/map.js"),
     include_str!("assets/sections.js"),
+    include_str!("assets/streams.js"),
     include_str!("assets/keys.js"),
     include_str!("assets/feed.js"),
     include_str!("assets/main.js"),

@@ -22,6 +22,7 @@ use super::{
     snapshot::{
         ClusterState, HotKey, Known, NodeFigures, SelfView, Snapshot, Stream, Tick, Topology,
     },
+    streams::StreamMeter,
     viewers::VIEWERS_MAX,
 };
 use crate::{
@@ -72,6 +73,8 @@ struct State {
     figures: Vec<NodeFigures>,
     cluster: ClusterState,
     hottest: Vec<HotKey>,
+    streams: Vec<Stream>,
+    stream_meter: StreamMeter,
     /// The snapshot of this tick, once someone wanted it: many who come at once share it.
     snapshot: Option<Bytes>,
 }
@@ -166,6 +169,7 @@ impl State {
         self.figures = NodeFigures::of(&status);
         self.cluster = ClusterState::of(status, &self.known.told);
         let now_ms = reading.at_ms;
+        self.streams = self.stream_meter.look(node, now_ms);
         self.before = Some(reading);
         // The first tick only reads: rates need two.
         let sample = sample?;
@@ -187,7 +191,7 @@ impl State {
             caches: (topology_changed || is_due(caches.len())).then_some(&caches),
             hottest: (self.seq % LIST_PERIOD == 1).then_some(&self.hottest),
             state: &self.cluster,
-            streams: streams(node),
+            streams: is_due(self.streams.len()).then_some(&self.streams),
         };
         Some(Frame { seq: self.seq, bytes: event("tick", &tick) })
     }
@@ -233,7 +237,7 @@ impl State {
             figures: &self.figures,
             caches: &caches,
             state: &self.cluster,
-            streams: streams(node),
+            streams: &self.streams,
             hottest: &self.hottest,
             events: self.events.all(),
         };
@@ -244,11 +248,6 @@ impl State {
 /// Processors that this process may use.
 fn processors() -> f64 {
     thread::available_parallelism().map_or(1.0, |count| count.get() as f64)
-}
-
-/// Streams of readings: this version has none.
-fn streams(_: &Node) -> &'static [Stream] {
-    &[]
 }
 
 fn hottest_keys(node: &Node, table: &Table) -> Vec<HotKey> {

@@ -28,6 +28,12 @@ const ITEM: &str = "/v1/caches/{cache}/keys/{key}";
 
 /// All operations.
 pub(super) fn operations() -> Vec<Operation> {
+    let mut all = of_items_and_nodes();
+    all.extend(super::streams::operations());
+    all
+}
+
+fn of_items_and_nodes() -> Vec<Operation> {
     vec![
         Operation {
             method: "get",

@@ -1,17 +1,24 @@
 //! Parameters and headers, each described once.
 
+use kiln_stream::record::PRODUCER_LEN_MAX;
 use serde_json::{Value, json};
 
-use super::super::{query::TTL_PATTERN, replays, scan};
+use super::{
+    super::{query::TTL_PATTERN, replays, scan},
+    stream_schemas::time,
+};
+use crate::streams;
 
+/// All parameters, by the names under which operations refer to them.
 pub(super) fn parameters() -> Value {
-    let path = |name: &str, description: &str, schema: Value, example: Value| {
-        json!({
-            "name": name, "in": "path", "required": true, "description": description,
-            "schema": schema, "example": example,
-        })
-    };
-    let query = |name: &str, description: &str, schema: Value| json!({ "name": name, "in": "query", "description": description, "schema": schema });
+    let mut all = of_items_and_nodes();
+    if let (Some(all), Value::Object(more)) = (all.as_object_mut(), of_streams()) {
+        all.extend(more);
+    }
+    all
+}
+
+fn of_items_and_nodes() -> Value {
     let header = |name: &str, description: &str, schema: Value| json!({ "name": name, "in": "header", "description": description, "schema": schema });
     let ttl = json!({ "type": "string", "pattern": TTL_PATTERN });
     let name = json!({
@@ -21,12 +28,11 @@ pub(super) fn parameters() -> Value {
     // A list may be empty: nothing is one of its tags.
     let tags = format!("^(\\*|[ ,]*({tag}( *,[ ,]*{tag}){{0,31}}[ ,]*)?)$");
     let strong = "^[ ,]*(\"[!#-~]+\"[ ,]*)?$";
-    let mut new_ttl = query(
+    let new_ttl = needed(query(
         "ttl",
         "The item's new end: `1500ms`, `30s`, `5m`, `12h`, `7d` or `never`.",
         ttl.clone(),
-    );
-    new_ttl["required"] = true.into();
+    ));
     json!({
         "cache": path("cache", "The cache's name. `default` is always there.", name.clone(), json!("default")),
         "newCache": path("cache", "The cache's name.", name, json!("sessions")),
@@ -131,6 +137,84 @@ pub(super) fn parameters() -> Value {
     })
 }
 
+fn of_streams() -> Value {
+    let stream = json!({
+        "type": "string",
+        "pattern": format!("^[A-Za-z0-9][A-Za-z0-9._-]{{0,{}}}$", streams::NAME_LEN_MAX - 1),
+        "maxLength": streams::NAME_LEN_MAX,
+    });
+    let any_number = || json!({ "type": "integer", "minimum": 0, "maximum": u64::MAX });
+    let any_text = || json!({ "type": "string" });
+    json!({
+        "stream": path("stream", "The stream's name.", stream.clone(), json!("plant")),
+        "newStream": path("stream", "The stream's name.", stream, json!("line-4")),
+        "sensor": path(
+            "sensor",
+            "The sensor's id, percent-encoded: 1 to 250 bytes.",
+            json!({ "type": "string", "minLength": 1 }),
+            json!("sensor1"),
+        ),
+        "producer": query(
+            "producer",
+            "Who sends: an id of 1 to 128 bytes without control characters.",
+            json!({ "type": "string", "pattern": "^[!-~]{1,128}$", "maxLength": PRODUCER_LEN_MAX }),
+        ),
+        "epoch": query("epoch", "Which life of the producer; with `producer` only.", any_number()),
+        "sequence": query(
+            "sequence",
+            "The number of the batch; with `producer` only.",
+            any_number(),
+        ),
+        "window": query("window", "The window's name; without it the stream's first.", any_text()),
+        "from": query("from", "Windows that start here or later: milliseconds since 1970.", time()),
+        "to": query("to", "Windows that start before: milliseconds since 1970.", time()),
+        "fill": query(
+            "fill",
+            "What stands in place of windows without readings. Not for count and session windows.",
+            json!({
+                "type": "string", "pattern": "^(none|null|previous|linear)$", "default": "none",
+            }),
+        ),
+        "windowLimit": query(
+            "limit",
+            "At most so many.",
+            json!({
+                "type": "integer", "minimum": 1, "maximum": streams::LIMIT_MAX,
+                "default": streams::LIMIT_DEFAULT,
+            }),
+        ),
+        "ofSensor": query("sensor", "Only of this sensor.", any_text()),
+        "eventKind": query(
+            "kind",
+            "Only events of this kind.",
+            json!({ "type": "string", "pattern": "^(window|alarm|fit|late)$" }),
+        ),
+        "influxDatabase": needed(query("db", "The stream.", any_text())),
+        "influxBucket": needed(query("bucket", "The stream.", any_text())),
+        "influxPrecision": query(
+            "precision",
+            "The unit of the times; nanoseconds without it.",
+            json!({ "type": "string", "pattern": "^(ns?|us?|µ|ms|s|)$" }),
+        ),
+    })
+}
+
+fn path(name: &str, description: &str, schema: Value, example: Value) -> Value {
+    json!({
+        "name": name, "in": "path", "required": true, "description": description,
+        "schema": schema, "example": example,
+    })
+}
+
+fn query(name: &str, description: &str, schema: Value) -> Value {
+    json!({ "name": name, "in": "query", "description": description, "schema": schema })
+}
+
+fn needed(mut parameter: Value) -> Value {
+    parameter["required"] = true.into();
+    parameter
+}
+
 pub(super) fn known_headers() -> Value {
     let header =
         |description: &str, schema: Value| json!({ "description": description, "schema": schema });
@@ -144,6 +228,8 @@ pub(super) fn known_headers() -> Value {
             "The item was marked stale, and waits for a new value.",
             json!({ "type": "string", "enum": ["true"] }),
         ),
+        "X-Influxdb-Error": header("The error, shortened.", json!({ "type": "string" })),
+        "X-Influxdb-Version": header("What senders hold this for.", json!({ "type": "string" })),
         "Vary": header("What else decides about the answer.", json!({ "type": "string" })),
         "Content-Range": header("Which bytes of how many.", json!({ "type": "string" })),
         "Idempotency-Replayed": header(

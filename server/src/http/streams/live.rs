@@ -32,6 +32,8 @@ use crate::{
     streams::LiveEvent,
 };
 
+/// What can be followed alone.
+const KINDS: [&str; 4] = ["window", "alarm", "fit", "late"];
 /// Followers at a time.
 const FOLLOWERS_MAX: usize = 256;
 /// When one without a place may try again.
@@ -64,10 +66,15 @@ pub(super) async fn watch(
         let detail = format!("{FOLLOWERS_MAX} clients follow streams of this node already");
         return Err(Problem::new(Kind::Unavailable, detail).retry_after_ms(RETRY_AFTER_MS));
     };
+    let kind = query.text("kind")?;
+    if kind.is_some_and(|kind| !KINDS.contains(&kind)) {
+        let known = KINDS.join(", ");
+        return Err(Problem::bad_request(format!("`kind` must be one of {known}")));
+    }
     let follower = Follower {
         events: stream.follow(),
         sensor: query.bytes("sensor").map(<[u8]>::to_vec),
-        kind: query.text("kind")?.map(str::to_owned),
+        kind: kind.map(str::to_owned),
         gateway: Arc::clone(&gateway),
         is_new: true,
         _place: place,

@@ -22,7 +22,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use kiln_stream::definition::Definition;
+use kiln_stream::{definition::Definition, reading::SENSOR_LEN_MAX};
 use serde::Serialize;
 
 use super::{
@@ -113,7 +113,10 @@ async fn create(
 ) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
     Query::parse(parts.uri.query(), &[])?;
-    let name = name_of(parts.uri.path())?;
+    let name = name_of(parts.uri.path()).map_err(|problem| match problem.kind() {
+        Kind::NoSuchStream => refused(&StreamError::Name),
+        _ => problem,
+    })?;
     let node = &gateway.node;
     let upload = upload::receive(node, body, BODY_LEN_MAX, "").await?;
     let text = if upload.bytes.is_empty() { b"{}" } else { &*upload.bytes };
@@ -190,6 +193,10 @@ fn sensor_of(path: &str) -> Result<Vec<u8>, Problem> {
     let segment = path.split('/').nth(5).unwrap_or_default();
     let bytes = percent::decode(segment)
         .map_err(|error| Problem::bad_request(format!("the sensor is wrong: {error}")))?;
+    if bytes.len() > SENSOR_LEN_MAX {
+        let detail = format!("a sensor's id has at most {SENSOR_LEN_MAX} bytes");
+        return Err(Problem::new(Kind::KeyTooLong, detail));
+    }
     Ok(bytes.into_owned())
 }
 

@@ -77,6 +77,9 @@ pub(super) async fn windows(
             .ok_or_else(|| Problem::bad_request("`fill` must be none, null, previous or linear"))?,
     };
     let limit = query.number("limit", LIMIT_MAX as u64)?;
+    if limit == Some(0) {
+        return Err(Problem::bad_request(format!("`limit` must be a number of 1 to {LIMIT_MAX}")));
+    }
     let range = Range {
         window: query.text("window")?.map(str::to_owned),
         from: time(&query, "from")?,

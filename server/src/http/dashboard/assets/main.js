@@ -67,6 +67,7 @@ startTheme();
 overview.start();
 nodesSection.start();
 cachesSection.start();
+streamsSection.start();
 keyBrowser.start();
 startNavigation();
 transfersSection.draw();
@@ -90,5 +91,6 @@ globalThis.kilnDashboard = {
     applyTick(tick);
     drawNow();
   },
+  streams: streamsSection,
   model,
 };

@@ -311,36 +311,3 @@ const hottestSection = {
     });
   },
 };
-
-const STREAMS_SHOWN = 50;
-
-const streamsSection = {
-  draw() {
-    const streams = model.streams.slice(0, STREAMS_SHOWN);
-    find("streams").hidden = find("nav-streams").hidden = streams.length === 0;
-    const list = find("stream-list");
-    if (streams.length === 0 && list.children.length === 0) return;
-    list.replaceChildren(...streams.map((stream) => element("article", { class: "card stream" },
-      element("h3", {}, stream.name, element("span", { class: "count" }, `${number(stream.readings_per_s)} readings/s · ${plural(stream.sensors, "sensor", "sensors")}${stream.late_per_s > 0 ? ` · ${number(stream.late_per_s)}/s late` : ""}`)),
-      windowChart(stream),
-      element("ul", {}, ...stream.latest.map(([sensor, value, at]) => element("li", { title: clock(at) }, element("span", { class: "hint" }, `${sensor} `), digits(value ?? NaN)))))));
-  },
-};
-
-/** Means of closed windows as a line, with the band between least and greatest. */
-function windowChart({ name, windows }) {
-  const [width, height] = [400, 100];
-  const known = windows.filter(([, least, mean, greatest]) => [least, mean, greatest].every(isNumber));
-  const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", "aria-hidden": "true" });
-  const label = known.length ? `${name}: mean ${digits(known.at(-1)[2])} in the newest of ${known.length} windows` : `${name}: no window closed yet`;
-  if (known.length > 1) {
-    const [low, high] = [Math.min(...known.map((window) => window[1])), Math.max(...known.map((window) => window[3]))];
-    const [first, last] = [known[0][0], known.at(-1)[0]];
-    const x = (time) => ((time - first) / Math.max(1, last - first)) * width;
-    const y = (value) => 4 + (1 - (value - low) / Math.max(1e-12, high - low)) * (height - 8);
-    const line = (place) => known.map((window) => `${x(window[0]).toFixed(1)} ${y(window[place]).toFixed(1)}`);
-    svg.append(shape("path", { class: "area f3", d: `M${line(3).join("L")}L${line(1).reverse().join("L")}Z` }),
-      shape("path", { class: "series c3", "vector-effect": "non-scaling-stroke", d: `M${line(2).join("L")}` }));
-  }
-  return element("div", { class: "plot", role: "img", "aria-label": label }, svg);
-}
