@@ -452,14 +452,22 @@ impl<S: Store> Node<S> {
         self.heard_ms.retain(|member, _| topology.is_present(*member));
         self.controller.on_topology();
         let me = self.base.me;
-        let mut places: BTreeSet<Place> = self.replicas.keys().collect();
+        // Most tables change few partitions, and while a node joins many tables come. Replicas know
+        // of the table only their partition and the caches.
+        let caches_changed = old.next_cache != topology.next_cache || old.caches != topology.caches;
+        let version_in =
+            |table: &Topology, place| table.partition(place).map(|state| state.version);
+        let changed = |place: &Place| {
+            caches_changed || version_in(&old, *place) != version_in(&topology, *place)
+        };
+        let mut places: BTreeSet<Place> = self.replicas.keys().filter(&changed).collect();
         for (&group, partitions) in &topology.groups {
             if group.mode == Mode::Strong {
                 let mine = partitions.iter().enumerate().filter(|(_, state)| {
                     state.in_sync.contains(&me) || state.learners.contains(&me)
                 });
-                places
-                    .extend(mine.map(|(at, _)| Place { group, partition: PartitionId(at as u32) }));
+                let mine = mine.map(|(at, _)| Place { group, partition: PartitionId(at as u32) });
+                places.extend(mine.filter(&changed));
             }
         }
         for place in places {
