@@ -48,6 +48,9 @@ const RETRY_FIRST_MS: u64 = 2;
 /// The longest such wait: a failover takes longer than any move.
 const RETRY_MAX_MS: u64 = 25;
 
+/// How often clients that follow the table are told of changes: while a node joins, many come.
+const TELL_EVERY_MS: u64 = 50;
+
 /// How often what the core knows is gathered for others.
 const LOOK_EVERY_MS: u64 = 250;
 
@@ -92,6 +95,9 @@ pub(super) struct Turn {
     actions: Vec<Action>,
     wakers: Vec<Waker>,
     look_at: Mono,
+    /// When clients were told of the table last, and when they are to be told again.
+    told_at: Mono,
+    tell_at: Option<Mono>,
 }
 
 impl Driver {
@@ -101,6 +107,7 @@ impl Driver {
             self.core.next_wakeup(),
             self.turn.retries.peek().map(|Reverse((at, _))| *at),
             Some(self.turn.look_at),
+            self.turn.tell_at,
         ];
         due.into_iter().flatten().min().unwrap_or(Mono::MAX)
     }
@@ -125,6 +132,11 @@ impl Driver {
         if self.turn.look_at <= now.mono {
             self.turn.look_at = now.mono.after_ms(LOOK_EVERY_MS);
             self.look(now);
+        }
+        if self.turn.tell_at.is_some_and(|at| at <= now.mono) {
+            self.turn.tell_at = None;
+            self.turn.told_at = now.mono;
+            self.node.topology_changed();
         }
         for submission in submissions {
             self.take_in(now, submission);
@@ -259,7 +271,7 @@ impl Driver {
         self.cluster.note_losses(topology);
         self.cluster.topology.store(Arc::clone(topology));
         self.cluster.followed.send_replace(Arc::clone(topology));
-        self.node.topology_changed();
+        self.turn.tell_at.get_or_insert(self.turn.told_at.after_ms(TELL_EVERY_MS));
         self.turn.events.push(Event::Topology(Arc::clone(topology)));
     }
 
