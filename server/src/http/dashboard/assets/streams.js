@@ -4,6 +4,7 @@
 
 const STREAM_POLL_MS = 2000;
 const SENSORS_SHOWN = 100;
+const SENSOR_PAGES_MAX = 16;
 const WINDOWS_SHOWN = 120;
 const NO_FIGURES = ["start", "end", "revision", "filled", "count"];
 
@@ -244,9 +245,8 @@ const streamsSection = {
     const stream = this.known();
     if (!stream) return null;
     if (model.node.keys) {
-      const query = new URLSearchParams({ limit: SENSORS_SHOWN, values: "true", prefix: find("stream-prefix").value });
-      const page = await get(`/v1/caches/${encodeURIComponent(stream.latest_cache)}/keys?${query}`);
-      this.sensors = (page?.items ?? []).filter((item) => item.key !== undefined && item.value_base64 !== undefined)
+      const items = await this.fetchItems(get, stream.latest_cache);
+      this.sensors = items.filter((item) => item.key !== undefined && item.value_base64 !== undefined)
         .map((item) => [item.key, Number(atob(item.value_base64))]).filter(([, value]) => isNumber(value))
         .sort(([a], [b]) => compare(a, b)).slice(0, SENSORS_SHOWN);
       this.sensor ??= this.sensors[0]?.[0] ?? null;
@@ -261,6 +261,19 @@ const streamsSection = {
       get(`${base}/alarms?${new URLSearchParams({ sensor: this.sensor })}`),
     ]);
     return { windows: windows?.windows ?? [], alarms: alarms?.alarms ?? [] };
+  },
+
+  /** Items of the cache of latest values. A page ends where a node's share does. */
+  async fetchItems(get, cache) {
+    const items = [];
+    const query = new URLSearchParams({ limit: SENSORS_SHOWN, values: "true", prefix: find("stream-prefix").value });
+    for (let pages = 0; pages < SENSOR_PAGES_MAX && items.length < SENSORS_SHOWN; pages += 1) {
+      const page = await get(`/v1/caches/${encodeURIComponent(cache)}/keys?${query}`);
+      items.push(...(page?.items ?? []));
+      if (!page?.cursor) break;
+      query.set("cursor", page.cursor);
+    }
+    return items;
   },
 
   take(told) {
