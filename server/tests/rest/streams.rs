@@ -58,6 +58,16 @@ fn every_error_of_streams_is_a_problem_document() {
 }
 
 #[test]
+fn a_whole_number_of_a_definition_is_one_however_it_is_written() {
+    let node = Node::start(&["--memory", "64MiB"]);
+    let http = Http::of(&node);
+    let made = http.put("/v1/streams/s", br#"{"windows":[{"count":8.0}],"fits":[{"ma":2.0}]}"#);
+    assert_eq!(made.status, 201);
+    assert_eq!(made.json()["definition"]["windows"][0]["count"], 8);
+    http.put("/v1/streams/t", br#"{"windows":[{"count":8.5}]}"#).assert_problem(400, "bad-request");
+}
+
+#[test]
 fn readings_in_a_coding_that_is_not_known_are_refused_and_nothing_is_taken_in() {
     let node = Node::start(&["--memory", "64MiB"]);
     let http = Http::of(&node);

@@ -120,7 +120,7 @@ async fn create(
     let node = &gateway.node;
     let upload = upload::receive(node, body, BODY_LEN_MAX, "").await?;
     let text = if upload.bytes.is_empty() { b"{}" } else { &*upload.bytes };
-    let Object(definition) = serde_json::from_slice::<Object<Definition>>(text)
+    let definition = definition_of(text)
         .map_err(|error| Problem::bad_request(format!("the definition is wrong: {error}")))?;
     let text = serde_json::to_string(&definition)
         .map_err(|error| Problem::bad_request(format!("the definition is wrong: {error}")))?;
@@ -128,6 +128,40 @@ async fn create(
     let (stream, is_new) = made.map_err(|error| refused(&error))?;
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, fresh(Json(Info::of(&stream)))).into_response())
+}
+
+/// Reads a definition. In JSON `8.0` is the same number as `8`: where a whole number is written so, it
+/// is read again as one.
+fn definition_of(text: &[u8]) -> Result<Definition, serde_json::Error> {
+    let as_written = match serde_json::from_slice::<Object<Definition>>(text) {
+        Ok(Object(definition)) => return Ok(definition),
+        Err(error) => error,
+    };
+    if !as_written.to_string().starts_with("invalid type: floating point") {
+        return Err(as_written);
+    }
+    let mut value: serde_json::Value = serde_json::from_slice(text)?;
+    make_whole(&mut value);
+    match serde_json::from_value::<Object<Definition>>(value) {
+        Ok(Object(definition)) => Ok(definition),
+        Err(_) => Err(as_written),
+    }
+}
+
+/// Numbers without a fraction become whole ones, up to 2^53: from there on they stand for several.
+fn make_whole(value: &mut serde_json::Value) {
+    use serde_json::Value;
+    match value {
+        Value::Number(number) => {
+            let whole = number.as_f64().filter(|n| n.fract() == 0.0 && (0.0..9e15).contains(n));
+            if let (false, Some(whole)) = (number.is_u64(), whole) {
+                *number = (whole as u64).into();
+            }
+        }
+        Value::Array(list) => list.iter_mut().for_each(make_whole),
+        Value::Object(map) => map.values_mut().for_each(make_whole),
+        _ => {}
+    }
 }
 
 /// `DELETE /v1/streams/{stream}`.
