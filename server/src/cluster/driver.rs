@@ -53,6 +53,9 @@ const WAITING_MAX: usize = 65_536;
 /// Until a request that nobody could carry out is asked again.
 const RETRY_AFTER_MS: u64 = 25;
 
+/// How often a table with other nodes is looked at again, until streams have kept their state.
+const COMPANY_EVERY_MS: u64 = 10;
+
 /// How often what the core knows is gathered for others.
 const LOOK_EVERY_MS: u64 = 250;
 
@@ -112,6 +115,8 @@ pub(super) struct Turn {
     wakers: Vec<Waker>,
     taken: Vec<Submission>,
     look_at: Mono,
+    /// When a table with other nodes is looked at again.
+    company_at: Option<Mono>,
 }
 
 impl Driver {
@@ -157,6 +162,7 @@ impl Driver {
             self.core.next_wakeup(),
             self.turn.retries.front().map(|(at, _)| *at),
             Some(self.turn.look_at),
+            self.turn.company_at,
         ];
         let due = due.into_iter().flatten().min().unwrap_or(Mono::MAX);
         let wait = due.since_ns(self.cluster.mono());
@@ -169,6 +175,9 @@ impl Driver {
         if self.turn.look_at <= now.mono {
             self.turn.look_at = now.mono.after_ms(LOOK_EVERY_MS);
             self.look(now);
+        }
+        if self.turn.company_at.is_some_and(|at| at <= now.mono) {
+            self.take_topology();
         }
         for submission in std::mem::take(&mut self.turn.taken) {
             self.take_in(now, submission);
@@ -286,7 +295,13 @@ impl Driver {
             return;
         }
         let me = self.cluster.me;
+        self.turn.company_at = None;
         if topology.nodes.keys().any(|node| *node != me.node) && !self.cluster.gate.is_closed() {
+            if !self.node.streams.company.may_come() {
+                // Streams write their state to the stores first, so that others find it there.
+                self.turn.company_at = Some(self.cluster.mono().after_ms(COMPANY_EVERY_MS));
+                return;
+            }
             self.cluster.gate.close();
             tracing::debug!("another node is in the table: all requests pass the core from now on");
         }
