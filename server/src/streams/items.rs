@@ -2,7 +2,8 @@
 //!
 //! All items of a partition's changelog are in that partition of the stream's state cache: each key
 //! ends in a number that makes it fall there, the smallest that does, so that every node finds the
-//! same. To find one takes as many hashes as there are partitions; those of slots are kept.
+//! same. To find one takes as many hashes as there are partitions, and those of all partitions not ten
+//! times as many: those of slots are found together, and kept.
 
 use std::{
     future::poll_fn,
@@ -101,26 +102,50 @@ impl Keys {
         };
         key.push(b'.');
         let len = key.len();
-        let kept = self
-            .0
-            .get_or_init(|| (0..partitions as usize * KEPT).map(|_| AtomicU32::new(0)).collect());
-        let kept = place.and_then(|place| kept.get(partition as usize * KEPT + place));
-        let first = match kept.map_or(0, |kept| kept.load(Relaxed)) {
-            0 => 0,
-            known => known - 1,
-        };
-        for number in first..u32::MAX - 1 {
+        let width = partitions as usize;
+        let kept = self.0.get_or_init(|| (0..KEPT * width).map(|_| AtomicU32::new(0)).collect());
+        let column = place.and_then(|place| kept.get(place * width..(place + 1) * width));
+        let known = column.and_then(|column| column.get(partition as usize));
+        if let (Some(column), Some(known)) = (column, known)
+            && known.load(Relaxed) == 0
+        {
+            fill(column, &mut key, partitions);
+        }
+        let first = known.map_or(0, |known| known.load(Relaxed).saturating_sub(1));
+        for number in first..u32::MAX {
             key.truncate(len);
             let _ = write!(key, "{number}");
             if partition_of(&key, partitions).0 == partition {
-                if let Some(kept) = kept {
-                    kept.store(number + 1, Relaxed);
-                }
                 break;
             }
         }
         key
     }
+}
+
+/// Finds the numbers of a name for all partitions at once; each is kept plus one.
+fn fill(column: &[AtomicU32], key: &mut Vec<u8>, partitions: u32) {
+    let len = key.len();
+    let mut found = vec![0; column.len()];
+    let mut missing = column.len();
+    for number in 0..u32::MAX - 1 {
+        if missing == 0 {
+            break;
+        }
+        key.truncate(len);
+        // Writing to a vector cannot fail.
+        let _ = write!(key, "{number}");
+        let place = partition_of(key, partitions).0 as usize;
+        if let Some(place) = found.get_mut(place).filter(|place| **place == 0) {
+            *place = number + 1;
+            missing -= 1;
+        }
+    }
+    // Another shard that is at it finds the same.
+    for (place, number) in column.iter().zip(found) {
+        place.store(number, Relaxed);
+    }
+    key.truncate(len);
 }
 
 /// Carries requests out and waits for all answers, which are in their order. Requests are of
