@@ -240,8 +240,10 @@ fn what_is_lost_or_damaged_is_told_and_numbers_still_rise() {
             let mut owner = Owner { log: recovered.changelog, state: b"new".to_vec() };
             assert!(owner.publish(&mut items, 9_999, usize::MAX));
             assert!(owner.append(&mut items, b"!", 1), "{name:?}");
-            let next = Owner::of(&items);
-            assert_eq!(next.state, b"new!", "{name:?}");
+            // A slot that cannot be read may still follow: whether it was an entry, nobody knows.
+            let next = items.recover();
+            let entries: Vec<&[u8]> = next.entries.iter().map(|(_, entry)| &entry[..]).collect();
+            assert_eq!((next.state.as_deref(), entries), (Some(&b"new"[..]), vec![&b"!"[..]]));
         }
     }
 }
