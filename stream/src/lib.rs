@@ -12,6 +12,7 @@
 //! The crate is pure: no clock, no sockets, no randomness. Time travels in records.
 
 pub mod aggregate;
+pub mod changelog;
 pub mod definition;
 pub mod detect;
 pub mod effects;

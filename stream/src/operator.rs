@@ -32,7 +32,7 @@ use crate::index::Index;
 use crate::plan::Plan;
 use crate::producers::{Producers, Standing};
 use crate::reading::{TIME_MAX, TIME_MIN};
-use crate::record::{OFFSETS_PER_RECORD_MAX, PRODUCER_LEN_MAX, Record};
+use crate::record::{OFFSETS_PER_RECORD_MAX, PRODUCER_LEN_MAX, Producer, Record};
 use crate::sensor::Sensor;
 use crate::window::{CountState, Sessions};
 
@@ -203,29 +203,53 @@ impl Operator {
         Ok(())
     }
 
+    /// What so many readings can add to [`Operator::bytes`] at most, if their sensors are known.
+    pub fn growth_max(&self, readings: usize) -> usize {
+        readings * self.reading_growth_max()
+    }
+
+    /// What would become of a batch: who asks before a record is made need not make one for nothing.
+    pub fn judge(&self, producer: &Producer, readings: u64) -> Outcome {
+        outcome_of(self.producers.standing(producer), readings)
+    }
+
+    /// Whether anything but counts would come of a record without readings: producers that were
+    /// heard elsewhere, by id and greatest event time, and the time.
+    pub fn needs_record(&self, now: i64, heard: &BTreeMap<&str, i64>) -> bool {
+        if now >= self.next_missing {
+            return true;
+        }
+        if !self.is_waiting() {
+            return false;
+        }
+        let now = self.now.max(now);
+        let definition = self.plan.definition();
+        let idle_timeout = definition.idle_timeout.millis();
+        if heard.is_empty() && !self.flushed && self.producers.all_silent(now, idle_timeout) {
+            return true;
+        }
+        let time = self.producers.time_min_with(heard, now, idle_timeout);
+        let watermark = time.map(|time| time - definition.watermark_delay.millis());
+        watermark.is_some_and(|at| at > self.watermark && at >= self.next_due)
+    }
+
     /// Applies a record.
     pub fn apply(&mut self, record: &Record) -> Effects {
         let mut effects = Effects::default();
         self.now = self.now.max(record.now.min(TIME_MAX));
         if let Some(producer) = &record.producer {
             let readings = record.batch.len() as u64;
-            effects.outcome = match self.producers.standing(producer) {
-                Standing::Fresh => Outcome::Applied,
-                Standing::Duplicate => {
+            effects.outcome = outcome_of(self.producers.standing(producer), readings);
+            match effects.outcome {
+                Outcome::Applied => {}
+                Outcome::Duplicate { .. } => {
                     self.totals.duplicates += readings;
-                    Outcome::Duplicate { readings }
+                    return effects;
                 }
-                Standing::TooOld { highest } => {
+                Outcome::TooOld { .. } | Outcome::StaleEpoch { .. } => {
                     self.totals.refused += readings;
-                    Outcome::TooOld { highest }
+                    return effects;
                 }
-                Standing::StaleEpoch { current } => {
-                    self.totals.refused += readings;
-                    Outcome::StaleEpoch { current }
-                }
-            };
-            if effects.outcome != Outcome::Applied {
-                return effects;
             }
             let mut noted = producer.clone();
             noted.time_max = noted.time_max.max(record.batch.time_max());
@@ -414,6 +438,15 @@ impl Operator {
             let id = self.sensors[place].id.as_bytes();
             assert_eq!(self.place_of(id), Some(place as u32), "index");
         }
+    }
+}
+
+fn outcome_of(standing: Standing, readings: u64) -> Outcome {
+    match standing {
+        Standing::Fresh => Outcome::Applied,
+        Standing::Duplicate => Outcome::Duplicate { readings },
+        Standing::TooOld { highest } => Outcome::TooOld { highest },
+        Standing::StaleEpoch { current } => Outcome::StaleEpoch { current },
     }
 }
 

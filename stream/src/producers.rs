@@ -103,6 +103,23 @@ impl Producers {
         active.filter_map(|state| state.time_max).min().map(|time| time.clamp(TIME_MIN, TIME_MAX))
     }
 
+    /// The same once these were heard too, by id and greatest event time.
+    pub fn time_min_with(
+        &self,
+        heard: &BTreeMap<&str, i64>,
+        now: i64,
+        idle_timeout: i64,
+    ) -> Option<i64> {
+        let known = self.by_id.iter().filter_map(|(id, state)| match heard.get(&**id) {
+            Some(time) => state.time_max.max(Some(*time)),
+            None if state.heard.saturating_add(idle_timeout) > now => state.time_max,
+            None => None,
+        });
+        let fresh = heard.iter().filter(|(id, _)| !self.by_id.contains_key(**id));
+        let times = known.chain(fresh.map(|(_, time)| *time));
+        times.min().map(|time| time.clamp(TIME_MIN, TIME_MAX))
+    }
+
     /// Whether nobody is active.
     pub fn all_silent(&self, now: i64, idle_timeout: i64) -> bool {
         self.by_id.values().all(|state| state.heard.saturating_add(idle_timeout) <= now)

@@ -83,8 +83,8 @@ fn check_sensor(sensor: &[u8]) -> Result<(), ReadingError> {
 }
 
 /// Readings in columns, in order of arrival.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "Packed", into = "Packed")]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(try_from = "Packed")]
 pub struct Batch {
     /// All ids behind each other.
     ids: Vec<u8>,
@@ -248,7 +248,7 @@ impl Batch {
 }
 
 /// How a batch travels: columns as byte strings, numbers little-endian.
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct Packed {
     #[serde(with = "serde_bytes")]
     ids: Vec<u8>,
@@ -260,14 +260,32 @@ struct Packed {
     values: Vec<u8>,
 }
 
-impl From<Batch> for Packed {
-    fn from(batch: Batch) -> Self {
-        Self {
-            ends: batch.ends.iter().flat_map(|n| n.to_le_bytes()).collect(),
-            times: batch.times.iter().flat_map(|n| n.to_le_bytes()).collect(),
-            values: batch.values.iter().flat_map(|n| n.to_le_bytes()).collect(),
-            ids: batch.ids,
+impl Serialize for Batch {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        /// The same, borrowed.
+        #[derive(Serialize)]
+        #[serde(rename = "Packed")]
+        struct Columns<'a> {
+            ids: &'a serde_bytes::Bytes,
+            ends: &'a serde_bytes::Bytes,
+            times: &'a serde_bytes::Bytes,
+            values: &'a serde_bytes::Bytes,
         }
+        fn column<T: Copy, const N: usize>(items: &[T], bytes: impl Fn(T) -> [u8; N]) -> Vec<u8> {
+            let mut column = Vec::with_capacity(items.len() * N);
+            items.iter().for_each(|item| column.extend_from_slice(&bytes(*item)));
+            column
+        }
+        let ends = column(&self.ends, u32::to_le_bytes);
+        let times = column(&self.times, i64::to_le_bytes);
+        let values = column(&self.values, f64::to_le_bytes);
+        let columns = Columns {
+            ids: serde_bytes::Bytes::new(&self.ids),
+            ends: serde_bytes::Bytes::new(&ends),
+            times: serde_bytes::Bytes::new(&times),
+            values: serde_bytes::Bytes::new(&values),
+        };
+        columns.serialize(serializer)
     }
 }
 

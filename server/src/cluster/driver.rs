@@ -51,6 +51,9 @@ const RETRY_MAX_MS: u64 = 25;
 /// How often clients that follow the table are told of changes: while a node joins, many come.
 const TELL_EVERY_MS: u64 = 50;
 
+/// How often a table with other nodes is looked at again, until streams have kept their state.
+const COMPANY_EVERY_MS: u64 = 10;
+
 /// How often what the core knows is gathered for others.
 const LOOK_EVERY_MS: u64 = 250;
 
@@ -98,6 +101,8 @@ pub(super) struct Turn {
     /// When clients were told of the table last, and when they are to be told again.
     told_at: Mono,
     tell_at: Option<Mono>,
+    /// When a table with other nodes is looked at again.
+    company_at: Option<Mono>,
 }
 
 impl Driver {
@@ -108,6 +113,7 @@ impl Driver {
             self.turn.retries.peek().map(|Reverse((at, _))| *at),
             Some(self.turn.look_at),
             self.turn.tell_at,
+            self.turn.company_at,
         ];
         due.into_iter().flatten().min().unwrap_or(Mono::MAX)
     }
@@ -253,7 +259,13 @@ impl Driver {
             return;
         }
         let me = self.cluster.me;
+        self.turn.company_at = None;
         if topology.nodes.keys().any(|node| *node != me.node) && !self.cluster.gate.is_closed() {
+            if !self.node.streams.company.may_come() {
+                // Streams write their state to the stores first, so that others find it there.
+                self.turn.company_at = Some(self.cluster.mono().after_ms(COMPANY_EVERY_MS));
+                return;
+            }
             self.cluster.gate.close();
             tracing::debug!("another node is in the table: all requests pass the core from now on");
         }

@@ -302,7 +302,7 @@ fn about_streams(families: &mut Families, node: &Node) {
     let read: Vec<_> = table.values().map(|stream| (stream, stream.figures.read())).collect();
     let labels: Vec<_> = read.iter().map(|(stream, _)| [("stream", &*stream.name)]).collect();
     type Of = fn(&crate::streams::FigureValues) -> u64;
-    let counters: [(&str, &str, Of); 11] = [
+    let counters: [(&str, &str, Of); 17] = [
         ("readings_total", "Readings taken in.", |f| f.accepted),
         ("duplicates_total", "Readings of batches that were applied before.", |f| f.duplicates),
         ("late_total", "Readings too late for at least one window.", |f| f.late),
@@ -314,6 +314,12 @@ fn about_streams(families: &mut Families, node: &Node) {
         ("results_lost_total", "Results that could not be written to their cache.", |f| f.lost),
         ("alarms_total", "Alarms raised or cleared.", |f| f.alarms),
         ("flushes_total", "Partitions flushed because all producers were silent.", |f| f.flushes),
+        ("log_records_total", "Entries written to logs of partitions.", |f| f.log_records),
+        ("log_bytes_total", "Bytes of entries written to logs.", |f| f.log_bytes),
+        ("snapshots_total", "Snapshots of partitions published.", |f| f.snapshots),
+        ("recoveries_total", "Partitions found in their logs.", |f| f.recoveries),
+        ("recovery_milliseconds_total", "Time that finding them took.", |f| f.recovery_ms),
+        ("states_lost_total", "Partitions whose state was not found whole.", |f| f.states_lost),
     ];
     let gauges: [(&str, &str, Of); 3] = [
         ("late_dropped", "Readings that are missing in a window they were late for.", |f| {

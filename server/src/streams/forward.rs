@@ -1,7 +1,7 @@
 //! Partitions of streams on other nodes: who owns them, and how they are asked.
 //!
-//! A partition of a stream is where the latest values of its sensors are: at the primary of the
-//! same partition of that cache. Whoever takes a batch in splits it by owner and asks the others
+//! A partition of a stream is where its changelog is: at the primary of the same partition of that
+//! cache. Whoever takes a batch in splits it by owner and asks the others
 //! over the links between nodes, each once; one that is not the owner (any more) changes nothing and
 //! says so, and the part is sent again by the newer table. An answer that is lost leaves open
 //! whether the part counted: a batch with a number can be sent again, and counts once.
@@ -10,7 +10,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use kiln_cluster::ids::{NodeId, PartitionId, Place};
+use kiln_cluster::ids::{NodeId, PartitionId, Place, Term};
 use kiln_stream::{reading::Batch, record::Producer};
 use serde::{Deserialize, Serialize};
 use tokio::time;
@@ -18,8 +18,8 @@ use tokio::time;
 use super::{
     Stream, Streams,
     ingest::{IngestError, Receipt, refuse_all},
+    parts::Recent,
     query::{latest_here, recent_here},
-    shard::Recent,
 };
 use crate::{
     node::Node,
@@ -62,7 +62,8 @@ struct Told {
 /// Who owns a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Owner {
-    Here,
+    /// This node, in this term.
+    Here(Term),
     There(NodeId),
     /// Nobody now.
     Nobody,
@@ -70,12 +71,17 @@ pub(super) enum Owner {
 
 /// Who owns a partition of a stream.
 pub(super) fn owner(node: &Node, stream: &Stream, partition: u32) -> Owner {
-    let Some(cluster) = node.cluster.get() else { return Owner::Here };
+    let Some(cluster) = node.cluster.get() else { return Owner::Here(Term(0)) };
     let topology = cluster.topology();
-    let Some(spec) = topology.caches.get(&*stream.latest_cache) else { return Owner::Nobody };
+    // Streams that an earlier version made have no changelog.
+    let spec = topology.caches.get(&*stream.state_cache);
+    let Some(spec) = spec.or_else(|| topology.caches.get(&*stream.latest_cache)) else {
+        return Owner::Nobody;
+    };
     let place = Place { group: spec.group(), partition: PartitionId(partition) };
-    match topology.partition(place).and_then(|state| state.primary) {
-        Some(primary) if primary == cluster.me => Owner::Here,
+    let Some(state) = topology.partition(place) else { return Owner::Nobody };
+    match state.primary {
+        Some(primary) if primary == cluster.me => Owner::Here(state.term),
         Some(primary) => Owner::There(primary.node),
         None => Owner::Nobody,
     }
@@ -101,7 +107,7 @@ impl Streams {
                 Default::default();
             for part in parts.drain(..) {
                 match owner(node, stream, part.0) {
-                    Owner::Here => here.push(part),
+                    Owner::Here(_) => here.push(part),
                     Owner::There(id) => there.entry(id).or_default().push(part),
                     Owner::Nobody => headless.push(part),
                 }
@@ -118,9 +124,18 @@ impl Streams {
                     self.apply_here(stream, Arc::clone(&producer), here).await
                 }
             };
-            let (own, others) = futures_util::future::join(own, join_all(asks)).await;
-            receipt.add(own);
+            let (mut own, others) = futures_util::future::join(own, join_all(asks)).await;
             parts = headless;
+            // What was this node's when it was handed to the shard.
+            let moved =
+                |part: &(u32, Batch)| !matches!(owner(node, stream, part.0), Owner::Here(_));
+            if matches!(own.refused, Some(IngestError::Busy(_))) {
+                let (moved, left) = std::mem::take(&mut own.left).into_iter().partition(moved);
+                parts.extend::<Vec<_>>(moved);
+                own.left = left;
+                own.refused = own.refused.filter(|_| !own.left.is_empty());
+            }
+            receipt.add(own);
             for (other, moved) in others {
                 receipt.add(other);
                 parts.extend(moved);
@@ -247,13 +262,21 @@ pub(crate) async fn answer(node: Arc<Node>, from: Caller, body: Bytes) -> Result
     };
     let answer = match asked {
         Asked::Apply { producer, parts, .. } => {
-            let is_mine = |part: &(u32, Batch)| owner(&node, &stream, part.0) == Owner::Here;
-            let (mine, others): (Vec<_>, Vec<_>) = parts.into_iter().partition(is_mine);
+            let is_mine =
+                |part: &(u32, Batch)| matches!(owner(&node, &stream, part.0), Owner::Here(_));
+            let (mine, mut others): (Vec<_>, Vec<_>) = parts.into_iter().partition(is_mine);
             let receipt = if mine.is_empty() {
                 Receipt::default()
             } else {
                 let (id, epoch, time) = (producer.id.clone(), producer.epoch, producer.time_max);
-                let receipt = node.streams.apply_here(&stream, Arc::new(producer), mine).await;
+                let mut receipt = node.streams.apply_here(&stream, Arc::new(producer), mine).await;
+                if matches!(receipt.refused, Some(IngestError::Busy(_))) {
+                    let left = std::mem::take(&mut receipt.left);
+                    let (left, moved): (Vec<_>, Vec<_>) = left.into_iter().partition(is_mine);
+                    receipt.refused = receipt.refused.filter(|_| !left.is_empty());
+                    receipt.left = left;
+                    others.extend(moved);
+                }
                 if let Some(time) = time.filter(|_| receipt.refused.is_none()) {
                     stream.heard(&id, epoch, time);
                 }

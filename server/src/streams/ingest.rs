@@ -9,6 +9,7 @@ use std::{sync::Arc, time::Duration};
 
 use kiln_cluster::placement::partition_of;
 use kiln_stream::{
+    effects::Outcome,
     parse::{Intake, Report, Unit},
     reading::Batch,
     record::{PRODUCER_LEN_MAX, Producer},
@@ -81,6 +82,21 @@ impl Receipt {
         self.stale += other.stale;
         self.left.extend(other.left);
         self.refused = self.refused.take().or(other.refused);
+    }
+
+    /// Readings of a partition were not taken in.
+    pub(super) fn leave(&mut self, partition: u32, batch: Batch, why: IngestError) {
+        self.left.push((partition, batch));
+        self.refused.get_or_insert(why);
+    }
+
+    /// Counts readings that were not to be applied.
+    pub(super) fn count(&mut self, outcome: Outcome, readings: u64) {
+        match outcome {
+            Outcome::Applied => {}
+            Outcome::Duplicate { readings } => self.duplicate += readings,
+            Outcome::TooOld { .. } | Outcome::StaleEpoch { .. } => self.stale += readings,
+        }
     }
 }
 

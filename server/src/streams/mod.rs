@@ -5,6 +5,7 @@
 //!                                                                     |
 //!             shards, one thread each: operators of partitions <--- bounded queues
 //!                  |
+//!                  +--> journal: what happened, in changelogs, before it counts (not alone)
 //!                  +--> sink: latest values, window results, as items by the common door
 //!                  +--> live: followers; rings of the last alarms
 //!
@@ -13,7 +14,13 @@
 //!   ingest    a batch on its way to the shards, and what came of it
 //!   forward   partitions on other nodes
 //!   shard     a thread and the operators it owns
-//!   sink      effects to items
+//!   parts     the partitions of a stream on a shard
+//!   commit    records into changelogs, and partitions out of them
+//!   journal   changelogs of many partitions at once
+//!   items     the items of changelogs
+//!   company   from alone to one of several
+//!   emit      effects to items and followers
+//!   sink      items of results, written
 //!   render    results as text
 //!   query     results of a sensor, as a range
 //!   lines     the door for lines over TCP
@@ -22,12 +29,19 @@
 //!
 //! Always true: a partition of a stream is changed by one thread, in the order of its queue; what
 //! an ingest answers as accepted has changed the state and been written to the caches, or waits in
-//! a bounded list to be written; what cannot be taken is refused, never dropped unseen.
+//! a bounded list to be written; on one node of several it stood before in the partition's
+//! changelog, on all copies in sync; what cannot be taken is refused, never dropped unseen.
 
+mod commit;
+mod company;
+mod emit;
 mod forward;
 mod inflate;
 mod ingest;
+mod items;
+mod journal;
 mod lines;
+mod parts;
 mod query;
 mod registry;
 mod render;
@@ -47,7 +61,11 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc, watch};
 
-use self::shard::{Job, Shard};
+use self::{
+    company::Company,
+    items::Keys,
+    shard::{Job, Shard},
+};
 use crate::node::Node;
 
 pub(crate) use forward::{CALL, answer};
@@ -81,6 +99,9 @@ pub(crate) struct Streams {
     pub(crate) state: StateRoom,
     /// Whether the stores give the memory for state.
     reserved: AtomicBool,
+    /// Whether others may go on with what is here.
+    pub(crate) company: Company,
+    keys: Keys,
 }
 
 /// The memory that operators may take together.
@@ -136,6 +157,8 @@ impl Streams {
             queue: Arc::new(Semaphore::new(QUEUE_BYTES_MAX / QUEUE_UNIT)),
             state,
             reserved: AtomicBool::new(false),
+            company: Company::default(),
+            keys: Keys::default(),
         }
     }
 

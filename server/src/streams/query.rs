@@ -15,8 +15,9 @@ use tokio::sync::oneshot;
 use super::{
     Stream,
     forward::{Owner, latest_there, owner, recent_there},
+    parts::Recent,
     render,
-    shard::{Job, Recent},
+    shard::Job,
 };
 use crate::{caches::Cache, node::Node, perform::perform};
 
@@ -90,7 +91,7 @@ pub(crate) async fn latest_of(
     sensor: &[u8],
 ) -> Option<(i64, f64)> {
     match owner(node, stream, place_of(node, sensor).0) {
-        Owner::Here => latest_here(node, stream, sensor).await,
+        Owner::Here(_) => latest_here(node, stream, sensor).await,
         Owner::There(to) => latest_there(node, stream, to, sensor).await,
         Owner::Nobody => None,
     }
@@ -116,7 +117,7 @@ async fn recent_of(
     window: u16,
 ) -> Result<Vec<Recent>, RangeError> {
     match owner(node, stream, place_of(node, sensor).0) {
-        Owner::Here => Ok(recent_here(node, stream, sensor, window).await),
+        Owner::Here(_) => Ok(recent_here(node, stream, sensor, window).await),
         Owner::There(to) => {
             recent_there(node, stream, to, sensor, window).await.map_err(|_| RangeError::Unreadable)
         }

@@ -2,7 +2,8 @@
 //!
 //! In a cluster the table says so, and every node follows it; a node that takes no others keeps
 //! them itself. Making a stream makes its caches first: that of the latest values, which may be
-//! there already and be shared, and `{stream}.windows`, which is the stream's own.
+//! there already and be shared, and two of the stream's own: `{stream}.windows` of the results, and
+//! `{stream}.state`, in which the stream's partitions keep what they have to remember.
 
 use std::{
     collections::BTreeMap,
@@ -14,12 +15,13 @@ use std::{
 
 use arc_swap::{ArcSwap, Guard};
 use kiln_cluster::topology::{STREAMS_MAX, Topology, TopologyCommand};
+use kiln_engine::policy::PolicyKind;
 use kiln_protocol::native::{ErrorCode, admin::CacheSpec};
 use parking_lot::Mutex;
 
 use super::stream::{DefinitionError, NAME_LEN_MAX, Stream};
 use crate::{
-    caches::{CacheError, CacheSettings, DEFAULT},
+    caches::{CacheError, CacheSettings, DEFAULT, Mode},
     cluster::{Cluster, spec_of},
     config::Listen,
     node::Node,
@@ -160,7 +162,11 @@ impl Registry {
         }
         let stream = Stream::new(0, name, &text, plan);
         for cache in [&stream.latest_cache, &stream.windows_cache] {
-            make_cache(node, cache).await?;
+            make_cache(node, cache, None).await?;
+        }
+        if node.cluster.get().is_some() {
+            // One that is left of a stream of this name and definition goes on.
+            make_cache(node, &stream.state_cache, Some(&stream.latest_cache)).await?;
         }
         if let Some(cluster) = node.cluster.get() {
             self.agree(cluster, name, &text).await?;
@@ -192,31 +198,33 @@ impl Registry {
     /// Drops a stream and its results. The cache of the latest values stays: it may be another's.
     pub(crate) async fn drop_stream(&self, node: &Node, name: &str) -> Result<(), StreamError> {
         let Some(stream) = self.get(name) else { return Err(StreamError::NoSuchStream) };
-        let windows = stream.windows_cache.to_string();
         let undecided = |(code, text)| match code {
             ErrorCode::NoSuchCache => StreamError::NoSuchStream,
             code => StreamError::Undecided { code, text },
         };
         if let Some(cluster) = node.cluster.get() {
-            let (gone, no_cache) = (name.to_owned(), windows.clone());
+            let gone = name.to_owned();
             let command = TopologyCommand::DropStream { name: name.to_owned() };
             let shows = move |table: &Topology| !table.streams.contains_key(&gone);
             cluster.decide(command, shows).await.map_err(undecided)?;
             self.remove(name);
-            let command = TopologyCommand::DropCache { name: windows };
-            let shows = move |table: &Topology| !table.caches.contains_key(&no_cache);
-            match cluster.decide(command, shows).await {
-                Ok(()) | Err((ErrorCode::NoSuchCache, _)) => {}
-                Err(error) => return Err(undecided(error)),
+            for cache in [&stream.windows_cache, &stream.state_cache] {
+                let (gone, name) = (cache.to_string(), cache.to_string());
+                let command = TopologyCommand::DropCache { name };
+                let shows = move |table: &Topology| !table.caches.contains_key(&gone);
+                match cluster.decide(command, shows).await {
+                    Ok(()) | Err((ErrorCode::NoSuchCache, _)) => {}
+                    Err(error) => return Err(undecided(error)),
+                }
             }
         } else {
             self.remove(name);
-            match node.caches.drop_cache(&windows, node.clock.now_ms()) {
+            match node.caches.drop_cache(&stream.windows_cache, node.clock.now_ms()) {
                 Ok(()) => node.topology_changed(),
                 Err(CacheError::NoSuchCache) => {}
                 Err(error) => {
                     return Err(StreamError::Cache {
-                        name: windows.into(),
+                        name: stream.windows_cache.clone(),
                         reason: error.to_string(),
                     });
                 }
@@ -227,15 +235,36 @@ impl Registry {
     }
 }
 
-/// Makes a cache of a stream unless it is there, with as many copies as `default` has.
-async fn make_cache(node: &Node, name: &str) -> Result<(), StreamError> {
-    if name == DEFAULT || node.caches.load().by_name(name).is_some() {
+/// Makes a cache of a stream unless it is there: with as many copies as `default` has, or, for one in
+/// which nothing may be missing, as that of the latest values has.
+async fn make_cache(node: &Node, name: &str, latest: Option<&str>) -> Result<(), StreamError> {
+    let fail = |reason: String| StreamError::Cache { name: name.into(), reason };
+    if name == DEFAULT {
         return Ok(());
     }
-    let fail = |reason: String| StreamError::Cache { name: name.into(), reason };
+    if let Some((_, known)) = node.caches.load().by_name(name) {
+        let settings = known.settings_now();
+        let keeps = settings.mode == Mode::Strong && settings.eviction == PolicyKind::None;
+        if latest.is_some() && !keeps {
+            let reason = "there is one already, which is not strong or evicts; a stream keeps its \
+                          state there";
+            return Err(fail(reason.to_owned()));
+        }
+        return Ok(());
+    }
     let alone = node.config.listen_peer == Listen::Off;
     let copies = if alone { 1 } else { u32::try_from(node.config.replicas.0).unwrap_or(1) };
-    let spec = CacheSpec { name: name.to_owned(), copies, ..CacheSpec::default() };
+    let mut spec = CacheSpec { name: name.to_owned(), copies, ..CacheSpec::default() };
+    if let Some(latest) = latest {
+        let like = node.cluster.get().and_then(|cluster| {
+            let topology = cluster.topology();
+            topology.caches.get(latest).map(|spec| (spec.copies, spec.min_in_sync))
+        });
+        if let Some((copies, min_in_sync)) = like {
+            (spec.copies, spec.min_in_sync) = (u32::from(copies), u32::from(min_in_sync));
+        }
+        "none".clone_into(&mut spec.eviction);
+    }
     let settings = CacheSettings::from_spec(&spec, node.value_len_max());
     let settings = settings.map_err(|error| fail(error.to_string()))?;
     let Some(cluster) = node.cluster.get() else {
@@ -245,7 +274,7 @@ async fn make_cache(node: &Node, name: &str) -> Result<(), StreamError> {
         }
         return Ok(());
     };
-    let command = TopologyCommand::CreateCache { name: name.to_owned(), spec: spec_of(&settings) };
+    let command = cluster.make_cache(name.to_owned(), spec_of(&settings));
     let wanted = name.to_owned();
     let made = move |table: &Topology| table.caches.contains_key(&wanted);
     match cluster.decide(command, made).await {

@@ -1,18 +1,27 @@
 //! A thread and the operators it owns: those of every stream's partitions whose number, divided by
 //! the number of shards, leaves the shard's own.
 //!
-//! One after the other, in the order of the queue: admit, apply, write what follows, answer. So no
-//! operator needs a lock, and what is written of a sensor keeps the order of its readings. Between
-//! jobs, every [`TICK`]: partitions are told how far the producers of the whole stream are, so that
-//! windows close in partitions that get few readings; silence is noted; writes that failed are tried
-//! again.
+//! ```text
+//!   alone        admit, apply, write what follows, answer
+//!   one of many  own it? (else recover) -> admit -> log -> apply, write what follows -> answer
+//! ```
+//!
+//! One after the other, in the order of the queue; where a log is written, all batches that wait are
+//! written together, each partition's as one entry. So no operator needs a lock, and what is written
+//! of a sensor keeps the order of its readings. Between jobs, every [`TICK`]: partitions are told how
+//! far the producers of the whole stream are, so that windows close in partitions that get few
+//! readings; silence is noted; writes that failed are tried again; partitions that came to this node
+//! are looked at.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
-use kiln_protocol::command::Ttl;
 use kiln_stream::{
-    effects::{Effects, Outcome},
-    operator::{Operator, Refused},
+    effects::Outcome,
+    operator::Refused,
     reading::Batch,
     record::{Producer, Record},
 };
@@ -23,20 +32,23 @@ use tokio::{
 
 use super::{
     Stream,
+    commit::Work,
+    emit::{Scratch, Target, write_out},
     forward::{Owner, owner},
     ingest::{IngestError, Receipt, refuse_all},
-    render,
+    parts::{Parts, Recent, Slot},
     sink::Sink,
-    stream::LiveEvent,
 };
 use crate::{caches::Cache, node::Node};
 
 /// How often time passes without readings.
 const TICK: Duration = Duration::from_millis(100);
-/// Producers whose time is passed on in one tick, per stream; the others follow in the next.
-const PRODUCERS_PER_TICK: usize = 64;
-/// Results of count and session windows that can be found again, per sensor and window.
-const RECENT_MAX: usize = 256;
+/// Batches that are written to logs together.
+const GROUP_JOBS_MAX: usize = 64;
+/// Readings of them.
+const GROUP_READINGS_MAX: usize = 4 * Batch::LEN_MAX;
+/// Partitions that are looked at in one tick.
+const LOOKS_PER_TICK: usize = 512;
 
 /// What a shard is asked.
 pub(super) enum Job {
@@ -69,71 +81,17 @@ pub(super) struct Apply {
     pub(super) _room: Arc<OwnedSemaphorePermit>,
 }
 
-/// Where a result of a count or session window is.
-#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
-pub(crate) struct Recent {
-    pub(crate) start: i64,
-    pub(crate) end: i64,
-    /// What stands in the key: the number of a count window, else the start.
-    pub(crate) name: i64,
-}
-
 /// The thread's state.
 pub(super) struct Shard {
-    node: Arc<Node>,
+    pub(super) node: Arc<Node>,
     index: usize,
-    streams: HashMap<u64, Parts>,
-    sink: Sink,
-    scratch: Scratch,
+    pub(super) streams: HashMap<u64, Parts>,
+    pub(super) sink: Sink,
+    pub(super) scratch: Scratch,
     /// The table of the cluster that was looked at last.
     followed: Option<kiln_cluster::ids::Epoch>,
-}
-
-/// The partitions of one stream.
-struct Parts {
-    stream: Arc<Stream>,
-    /// By partition, divided by the number of shards.
-    slots: Vec<Option<Box<Slot>>>,
-    /// Up to where the times of producers were passed on.
-    told: u64,
-    /// What this shard last said of its share.
-    share: Share,
-    unwritten_told: bool,
-}
-
-/// This shard's part of a stream's gauges.
-#[derive(Clone, Copy, Debug, Default)]
-struct Share {
-    state_bytes: u64,
-    sensors: u64,
-    late_dropped: u64,
-    flushes: u64,
-}
-
-struct Slot {
-    operator: Operator,
-    bytes: usize,
-    recent: HashMap<(Box<[u8]>, u16), Vec<Recent>>,
-    /// What `recent` keeps, as counted at the last tick.
-    recent_bytes: usize,
-}
-
-/// Memory used again from result to result.
-#[derive(Default)]
-struct Scratch {
-    key: Vec<u8>,
-    text: String,
-}
-
-/// Where a stream's results go.
-struct Target {
-    latest: Option<Arc<Cache>>,
-    /// `default`, when memcached clients shall find the latest values too.
-    also: Option<Arc<Cache>>,
-    windows: Option<Arc<Cache>>,
-    now_ms: u64,
-    directly: bool,
-    followed: bool,
+    /// Jobs taken from the queue and not begun.
+    taken: VecDeque<Job>,
 }
 
 impl Shard {
@@ -146,6 +104,7 @@ impl Shard {
             sink,
             scratch: Scratch::default(),
             followed: None,
+            taken: VecDeque::new(),
         }
     }
 
@@ -162,13 +121,13 @@ impl Shard {
                 biased;
                 _ = tick.tick() => self.tick().await,
                 job = inbox.recv() => match job {
-                    Some(job) => self.run_job(job).await,
+                    Some(job) => self.run_jobs(job, &mut inbox).await,
                     None => return,
                 },
                 _ = stop.changed() => {
                     inbox.close();
                     while let Some(job) = inbox.recv().await {
-                        self.run_job(job).await;
+                        self.run_jobs(job, &mut inbox).await;
                     }
                     return;
                 }
@@ -176,41 +135,104 @@ impl Shard {
         }
     }
 
-    async fn run_job(&mut self, job: Job) {
-        match job {
-            Job::Apply(apply) => {
-                let receipt = self.apply(&apply.stream, &apply.producer, apply.parts).await;
-                // Whoever asked may have left.
-                let _ = apply.reply.send(receipt);
-            }
-            Job::Latest { partition, stream, sensor, reply } => {
-                let slot = self.slot_of(&stream, partition);
-                let _ = reply.send(slot.and_then(|slot| slot.operator.latest(&sensor)));
-            }
-            Job::Recent { partition, stream, sensor, window, reply } => {
-                let slot = self.slot_of(&stream, partition);
-                let found = slot.and_then(|slot| slot.recent.get(&(sensor, window)).cloned());
-                let _ = reply.send(found.unwrap_or_default());
+    /// Runs a job, and with it those that wait and can be written to logs together.
+    async fn run_jobs(&mut self, first: Job, inbox: &mut mpsc::Receiver<Job>) {
+        self.taken.push_back(first);
+        while let Some(job) = self.taken.pop_front() {
+            match job {
+                Job::Apply(apply) => self.run_apply(apply, inbox).await,
+                Job::Latest { partition, stream, sensor, reply } => {
+                    let slot = self.found(&stream, partition).await;
+                    let _ = reply.send(slot.and_then(|slot| slot.operator.latest(&sensor)));
+                }
+                Job::Recent { partition, stream, sensor, window, reply } => {
+                    let slot = self.found(&stream, partition).await;
+                    let found = slot.and_then(|slot| slot.recent.get(&(sensor, window)).cloned());
+                    let _ = reply.send(found.unwrap_or_default());
+                }
             }
         }
     }
 
-    fn slot_of(&self, stream: &Stream, partition: u32) -> Option<&Slot> {
-        let place = partition as usize / self.node.streams.shard_count();
-        self.streams.get(&stream.id)?.slots.get(place)?.as_deref()
+    async fn run_apply(&mut self, first: Apply, inbox: &mut mpsc::Receiver<Job>) {
+        if !self.sink.has_room() {
+            let text = "results cannot be written to their caches fast enough".to_owned();
+            let receipt = refuse_all(&first.stream, first.parts, IngestError::Busy(text));
+            // Whoever asked may have left.
+            let _ = first.reply.send(receipt);
+            return;
+        }
+        let Some(cache) = self.log_of(&first.stream) else {
+            let receipt = self.apply_alone(&first.stream, &first.producer, first.parts).await;
+            let _ = first.reply.send(receipt);
+            return;
+        };
+        let stream = Arc::clone(&first.stream);
+        let readings = |job: &Apply| job.parts.iter().map(|(_, part)| part.len()).sum::<usize>();
+        let mut count = readings(&first);
+        let mut jobs = vec![first];
+        while jobs.len() < GROUP_JOBS_MAX && count < GROUP_READINGS_MAX {
+            match inbox.try_recv() {
+                Ok(Job::Apply(job)) if job.stream.id == stream.id => {
+                    count += readings(&job);
+                    jobs.push(job);
+                }
+                Ok(other) => {
+                    self.taken.push_back(other);
+                    break;
+                }
+                Err(_) => break,
+            }
+        }
+        self.apply_logged(&stream, &cache, jobs).await;
     }
 
-    async fn apply(
+    /// The cache of the changelogs, if records of a stream have to be written there first. From then
+    /// on it stays so.
+    fn log_of(&self, stream: &Stream) -> Option<Arc<Cache>> {
+        if !self.node.streams.company.is_expected() {
+            return None;
+        }
+        self.state_cache(stream)
+    }
+
+    fn state_cache(&self, stream: &Stream) -> Option<Arc<Cache>> {
+        self.node.cluster.get()?;
+        let table = self.node.caches.load();
+        table.by_name(&stream.state_cache).map(|(_, cache)| Arc::clone(cache))
+    }
+
+    pub(super) fn place_of(&self, partition: u32) -> usize {
+        partition as usize / self.node.streams.shard_count()
+    }
+
+    pub(super) fn slot_of(&mut self, stream: &Stream, partition: u32) -> Option<&mut Slot> {
+        let place = self.place_of(partition);
+        self.streams.get_mut(&stream.id)?.slot(place)
+    }
+
+    /// The slot of a partition, looked for in its changelog if this node owns it.
+    async fn found(&mut self, stream: &Arc<Stream>, partition: u32) -> Option<&mut Slot> {
+        if let Some(cache) = self.log_of(stream) {
+            self.ensure(stream, &cache, &[partition], false).await;
+        }
+        self.slot_of(stream, partition)
+    }
+
+    /// On a node that is alone: nothing is written before.
+    async fn apply_alone(
         &mut self,
         stream: &Arc<Stream>,
         producer: &Producer,
         parts: Vec<(u32, Batch)>,
     ) -> Receipt {
-        if !self.sink.has_room() {
-            let text = "results cannot be written to their caches fast enough".to_owned();
+        let node = Arc::clone(&self.node);
+        let volatile = self.state_cache(stream).is_some();
+        if volatile && !node.streams.company.enter_alone() {
+            // Another node came just now; whoever sends this again finds the log.
+            let text = "another node is joining".to_owned();
             return refuse_all(stream, parts, IngestError::Busy(text));
         }
-        let node = Arc::clone(&self.node);
         let now_ms = node.clock.now_ms();
         let shards = node.streams.shard_count();
         let mut receipt = Receipt::default();
@@ -221,7 +243,7 @@ impl Shard {
             let directly = inside.as_ref().is_none_or(Option::is_some);
             let target = Target::of(&node, stream, now_ms, directly);
             for (partition, batch) in parts {
-                let slot = known.slot(partition as usize / shards);
+                let slot = known.slot_alone(&node, partition as usize / shards, volatile);
                 let record = Record {
                     now: now_ms as i64,
                     producer: Some(producer.clone()),
@@ -234,13 +256,7 @@ impl Shard {
                     continue;
                 }
                 let effects = slot.operator.apply(&record);
-                match effects.outcome {
-                    Outcome::Applied => {}
-                    Outcome::Duplicate { readings } => receipt.duplicate += readings,
-                    Outcome::TooOld { .. } | Outcome::StaleEpoch { .. } => {
-                        receipt.stale += record.batch.len() as u64;
-                    }
-                }
+                receipt.count(effects.outcome, record.batch.len() as u64);
                 receipt.accepted += effects.accepted;
                 receipt.late += effects.late;
                 write_out(stream, slot, &effects, &target, &mut self.sink, &mut self.scratch);
@@ -248,14 +264,73 @@ impl Shard {
             }
         }
         self.sink.flush().await;
-        stream.count(|f| &f.accepted, receipt.accepted);
-        stream.count(|f| &f.duplicates, receipt.duplicate);
-        stream.count(|f| &f.late, receipt.late);
-        stream.count(|f| &f.stale, receipt.stale);
+        if volatile {
+            node.streams.company.done(1);
+        }
+        count(stream, &receipt);
         let readings = left.iter().map(|(_, part)| part.len() as u64).sum();
         stream.count(|f| &f.refused, readings);
         receipt.left = left;
         receipt
+    }
+
+    /// On one node of several: every partition's records are an entry of its log before they count.
+    async fn apply_logged(&mut self, stream: &Arc<Stream>, cache: &Arc<Cache>, jobs: Vec<Apply>) {
+        let node = Arc::clone(&self.node);
+        let now_ms = node.clock.now_ms();
+        let mut by_partition: BTreeMap<u32, Vec<(usize, Batch)>> = BTreeMap::new();
+        let mut replies = Vec::with_capacity(jobs.len());
+        for (number, job) in jobs.into_iter().enumerate() {
+            for (partition, batch) in job.parts {
+                by_partition.entry(partition).or_default().push((number, batch));
+            }
+            replies.push((job.reply, job.producer, job._room));
+        }
+        let mut receipts: Vec<Receipt> = replies.iter().map(|_| Receipt::default()).collect();
+        let wanted: Vec<u32> = by_partition.keys().copied().collect();
+        self.ensure(stream, cache, &wanted, true).await;
+        let mut works = Vec::with_capacity(by_partition.len());
+        let mut room = node.streams.state.left();
+        for (partition, batches) in by_partition {
+            let mut records = Vec::with_capacity(batches.len());
+            for (number, batch) in batches {
+                let producer = &replies[number].1;
+                let Some(slot) = self.slot_of(stream, partition) else {
+                    receipts[number].leave(partition, batch, not_mine());
+                    continue;
+                };
+                let readings = batch.len() as u64;
+                let outcome = slot.operator.judge(producer, readings);
+                if outcome != Outcome::Applied {
+                    receipts[number].count(outcome, readings);
+                    continue;
+                }
+                let record = Record {
+                    now: now_ms as i64,
+                    producer: Some(Producer::clone(producer)),
+                    offsets: Vec::new(),
+                    batch,
+                };
+                if let Err(refused) = slot.operator.admit(&record, room) {
+                    receipts[number].leave(partition, record.batch, error_of(&refused));
+                    continue;
+                }
+                room = room.saturating_sub(slot.operator.growth_max(record.batch.len()));
+                records.push((number, record));
+            }
+            if !records.is_empty() {
+                works.push(Work::new(partition, records));
+            }
+        }
+        self.commit(stream, cache, works, &mut receipts).await;
+        for ((reply, ..), receipt) in replies.into_iter().zip(receipts) {
+            count(stream, &receipt);
+            let readings = receipt.left.iter().map(|(_, part)| part.len() as u64).sum();
+            stream.count(|f| &f.refused, readings);
+            // Whoever asked may have left.
+            let _ = reply.send(receipt);
+        }
+        self.shorten(stream, cache, &wanted).await;
     }
 
     /// Time passes.
@@ -273,7 +348,9 @@ impl Shard {
                     }
                 }
                 for parts in self.streams.values_mut() {
-                    parts.leave_to_owners(&node, self.index);
+                    parts.behind = true;
+                    let gone = parts.leave_to_owners(&node, self.index);
+                    self.sink.forget(parts.stream.id, &gone);
                 }
             }
         }
@@ -286,12 +363,28 @@ impl Shard {
             }
             stays
         });
+        let streams: Vec<Arc<Stream>> = table.values().cloned().collect();
+        for stream in &streams {
+            if let Some(cache) = self.log_of(stream) {
+                self.tick_logged(stream, &cache).await;
+            }
+        }
         let now_ms = node.clock.now_ms();
+        let kept = node.caches.load_full();
         for parts in self.streams.values_mut() {
-            let inside = node.cluster.get().map(|cluster| cluster.gate().enter_as_guest());
-            let directly = inside.as_ref().is_none_or(Option::is_some);
-            let target = Target::of(&node, &parts.stream, now_ms, directly);
-            parts.pass_time(&node, now_ms as i64, &target, &mut self.sink, &mut self.scratch);
+            let alone = parts.slots.iter().flatten().any(|slot| slot.log.is_none());
+            // Streams that an earlier version made have no changelogs.
+            let volatile = kept.by_name(&parts.stream.state_cache).is_some();
+            if alone && (!volatile || node.streams.company.enter_alone()) {
+                let inside = node.cluster.get().map(|cluster| cluster.gate().enter_as_guest());
+                let directly = inside.as_ref().is_none_or(Option::is_some);
+                let target = Target::of(&node, &parts.stream, now_ms, directly);
+                parts.pass_time(now_ms as i64, &target, &mut self.sink, &mut self.scratch);
+                if volatile {
+                    node.streams.company.done(1);
+                }
+            }
+            parts.settle(&node);
             parts.tell_share(index);
         }
         self.sink.flush().await;
@@ -310,149 +403,66 @@ impl Shard {
             }
         }
     }
-}
 
-impl Parts {
-    fn new(stream: &Arc<Stream>) -> Self {
-        Self {
-            stream: Arc::clone(stream),
-            slots: Vec::new(),
-            told: 0,
-            share: Share::default(),
-            unwritten_told: false,
+    async fn tick_logged(&mut self, stream: &Arc<Stream>, cache: &Arc<Cache>) {
+        let node = Arc::clone(&self.node);
+        let (shard, shards) = (self.index, node.streams.shard_count());
+        let parts = self.streams.entry(stream.id).or_insert_with(|| Parts::new(stream));
+        // Not kept yet, or this node's and not looked at.
+        let slots = (shard as u32..node.streams.partitions(&node)).step_by(shards);
+        let mut wanted = Vec::new();
+        let is_behind = std::mem::take(&mut parts.behind);
+        for partition in slots {
+            let slot = parts.slot(partition as usize / shards).map(|slot| slot.log.is_some());
+            let missing = || match owner(&node, stream, partition) {
+                Owner::Here(term) => parts_lack(&parts.vacant, partition, term),
+                _ => false,
+            };
+            if slot == Some(false) || (slot.is_none() && is_behind && missing()) {
+                wanted.push(partition);
+            }
         }
-    }
-
-    fn slot(&mut self, place: usize) -> &mut Slot {
-        if place >= self.slots.len() {
-            self.slots.resize_with(place + 1, || None);
+        // Those that could not be read now are tried again, too.
+        parts.behind = is_behind && !wanted.is_empty();
+        wanted.truncate(LOOKS_PER_TICK);
+        if !wanted.is_empty() {
+            self.ensure(stream, cache, &wanted, false).await;
         }
-        let plan = &self.stream.plan;
-        self.slots[place].get_or_insert_with(|| {
-            let operator = Operator::new(Arc::clone(plan));
-            Box::new(Slot { operator, bytes: 0, recent: HashMap::new(), recent_bytes: 0 })
-        })
-    }
-
-    fn pass_time(
-        &mut self,
-        node: &Node,
-        now: i64,
-        target: &Target,
-        sink: &mut Sink,
-        scratch: &mut Scratch,
-    ) {
-        let (heard, upto) = self.stream.heard_since(self.told, PRODUCERS_PER_TICK);
-        self.told = upto;
-        let records = heard.into_iter().map(|(id, clock)| Record {
-            now,
-            producer: Some(Producer {
-                id: id.into(),
-                epoch: clock.epoch,
-                sequence: None,
-                time_max: Some(clock.time_max),
-            }),
-            ..Record::default()
+        let now = node.clock.now_ms() as i64;
+        let Some(parts) = self.streams.get_mut(&stream.id) else { return };
+        let due = parts.due(shard, shards, now);
+        if due.is_empty() {
+            return;
+        }
+        let works = due.into_iter().map(|(partition, records)| {
+            let records = records.into_iter().map(|record| (usize::MAX, record)).collect();
+            Work::new(partition, records)
         });
-        let records: Vec<Record> = records.collect();
-        for slot in self.slots.iter_mut().flatten() {
-            for record in &records {
-                if !slot.operator.is_waiting() || slot.operator.admit(record, usize::MAX).is_err() {
-                    continue;
-                }
-                let effects = slot.operator.apply(record);
-                write_out(&self.stream, slot, &effects, target, sink, scratch);
-            }
-            if slot.operator.next_tick().is_some_and(|at| at <= now) {
-                let effects = slot.operator.apply(&Record::tick(now));
-                write_out(&self.stream, slot, &effects, target, sink, scratch);
-            }
-            slot.count_recent();
-            slot.settle(node);
-        }
-    }
-
-    /// Forgets partitions that another node owns now: from here on it gives their results.
-    fn leave_to_owners(&mut self, node: &Node, shard: usize) {
-        let shards = node.streams.shard_count();
-        for (place, slot) in self.slots.iter_mut().enumerate() {
-            let partition = (place * shards + shard) as u32;
-            if let Some(gone) =
-                slot.take_if(|_| matches!(owner(node, &self.stream, partition), Owner::There(_)))
-            {
-                node.streams.state.changed(gone.bytes, 0);
-            }
-        }
-    }
-
-    /// Brings this shard's part of the stream's gauges up to date.
-    fn tell_share(&mut self, shard: usize) {
-        let mut share = Share::default();
-        let mut watermark: Option<i64> = None;
-        for slot in self.slots.iter().flatten() {
-            let totals = slot.operator.totals();
-            share.state_bytes += slot.bytes as u64;
-            share.sensors += slot.operator.sensor_count() as u64;
-            share.late_dropped += totals.late_dropped.iter().sum::<u64>();
-            share.flushes += totals.flushes;
-            if let Some(time) = slot.operator.watermark() {
-                watermark = Some(watermark.map_or(time, |least| least.min(time)));
-            }
-        }
-        self.set_share(share);
-        self.stream.set_watermark(shard, watermark);
-    }
-
-    fn set_share(&mut self, share: Share) {
-        let (stream, before) = (&self.stream, self.share);
-        stream.moved(|f| &f.state_bytes, before.state_bytes, share.state_bytes);
-        stream.moved(|f| &f.sensors, before.sensors, share.sensors);
-        stream.moved(|f| &f.late_dropped, before.late_dropped, share.late_dropped);
-        stream.moved(|f| &f.flushes, before.flushes, share.flushes);
-        self.share = share;
-    }
-
-    /// The stream was dropped: gives the memory back.
-    fn release(&mut self, node: &Node, shard: usize) {
-        for slot in self.slots.iter().flatten() {
-            node.streams.state.changed(slot.bytes, 0);
-        }
-        self.set_share(Share::default());
-        self.stream.set_watermark(shard, None);
+        let works: Vec<_> = works.collect();
+        let touched: Vec<u32> = works.iter().map(|work| work.partition).collect();
+        self.commit(stream, cache, works, &mut []).await;
+        self.shorten(stream, cache, &touched).await;
     }
 }
 
-impl Slot {
-    fn count_recent(&mut self) {
-        let lists = self.recent.iter();
-        self.recent_bytes = lists
-            .map(|((sensor, _), list)| sensor.len() + 64 + list.capacity() * size_of::<Recent>())
-            .sum();
-    }
-
-    /// Counts the memory that it keeps now.
-    fn settle(&mut self, node: &Node) {
-        let bytes = size_of::<Self>() + self.operator.bytes() + self.recent_bytes;
-        node.streams.state.changed(self.bytes, bytes);
-        self.bytes = bytes;
-    }
+fn parts_lack(
+    vacant: &HashMap<u32, kiln_cluster::ids::Term>,
+    partition: u32,
+    term: kiln_cluster::ids::Term,
+) -> bool {
+    vacant.get(&partition) != Some(&term)
 }
 
-impl Target {
-    fn of(node: &Node, stream: &Stream, now_ms: u64, directly: bool) -> Self {
-        let table = node.caches.load();
-        let cache = |name: &str| table.by_name(name).map(|(_, cache)| Arc::clone(cache));
-        let also = stream.plan.definition().latest.is_for_memcached();
-        let also = also.then(|| Arc::clone(node.default_cache()));
-        Self {
-            latest: cache(&stream.latest_cache),
-            also,
-            windows: cache(&stream.windows_cache),
-            now_ms,
-            directly,
-            followed: stream.is_followed(),
-        }
-    }
+/// Why a partition's readings were not taken in here.
+pub(super) fn not_mine() -> IngestError {
+    IngestError::Busy("the owner of some sensors is just changing".to_owned())
+}
+
+fn count(stream: &Stream, receipt: &Receipt) {
+    stream.count(|f| &f.accepted, receipt.accepted);
+    stream.count(|f| &f.duplicates, receipt.duplicate);
+    stream.count(|f| &f.late, receipt.late);
+    stream.count(|f| &f.stale, receipt.stale);
 }
 
 fn error_of(refused: &Refused) -> IngestError {
@@ -461,113 +471,5 @@ fn error_of(refused: &Refused) -> IngestError {
             IngestError::Busy(refused.to_string())
         }
         _ => IngestError::Refused(refused.to_string()),
-    }
-}
-
-/// Writes what a record led to, and tells followers.
-fn write_out(
-    stream: &Stream,
-    slot: &mut Slot,
-    effects: &Effects,
-    target: &Target,
-    sink: &mut Sink,
-    scratch: &mut Scratch,
-) {
-    let Slot { operator, recent, .. } = slot;
-    let Scratch { key, text } = scratch;
-    let Target { now_ms, directly, followed, .. } = *target;
-    let plan = &stream.plan;
-    for latest in &effects.latest {
-        text.clear();
-        render::number(text, latest.value);
-        let sensor = operator.sensor_id(latest.sensor);
-        match &target.latest {
-            Some(cache) => sink.set(directly, cache, sensor, text.as_bytes(), Ttl::Default, now_ms),
-            None => sink.lose(),
-        }
-        if let Some(cache) = &target.also {
-            sink.set(directly, cache, sensor, text.as_bytes(), Ttl::Default, now_ms);
-        }
-    }
-    if effects.is_quiet() {
-        return;
-    }
-    let aggregates = &plan.definition().aggregates;
-    let ttl = Ttl::After(plan.definition().retention.millis().unsigned_abs());
-    let name_of = |window: u16| plan.window_names().get(usize::from(window)).map_or("", |n| n);
-    let tell = |kind, sensor: &[u8], text: &str| {
-        let event = LiveEvent { kind, sensor: sensor.into(), text: text.to_owned() };
-        let event = Arc::new(event);
-        stream.tell(Arc::clone(&event));
-        event
-    };
-    for gone in &effects.retractions {
-        let sensor = operator.sensor_id(gone.sensor);
-        render::key(key, sensor, name_of(gone.window), gone.start);
-        if let Some(cache) = &target.windows {
-            sink.delete(directly, cache, key, now_ms);
-        }
-        if let Some(list) = recent.get_mut(&(Box::from(sensor), gone.window)) {
-            list.retain(|one| one.name != gone.start);
-        }
-    }
-    stream.count(|f| &f.results, effects.windows().len() as u64);
-    for result in effects.windows() {
-        let sensor = operator.sensor_id(result.sensor);
-        let window = name_of(result.window);
-        let definition = plan.definition().windows.get(usize::from(result.window));
-        let is_counted = definition.is_some_and(|window| window.count.is_some());
-        let name = if is_counted { result.ordinal as i64 } else { result.start };
-        render::key(key, sensor, window, name);
-        text.clear();
-        render::window(text, &result, aggregates);
-        match &target.windows {
-            Some(cache) => sink.set(directly, cache, key, text.as_bytes(), ttl, now_ms),
-            None => sink.lose(),
-        }
-        if is_counted || definition.is_some_and(|window| window.session.is_some()) {
-            let list = recent.entry((sensor.into(), result.window)).or_default();
-            list.retain(|one| one.name != name);
-            if list.len() >= RECENT_MAX {
-                list.remove(0);
-            }
-            list.push(Recent { start: result.start, end: result.end, name });
-        }
-        if followed {
-            text.clear();
-            render::window_event(text, sensor, window, &result, aggregates);
-            tell("window", sensor, text);
-        }
-    }
-    for fit in &effects.fits {
-        let sensor = operator.sensor_id(fit.sensor);
-        let window = name_of(fit.window);
-        text.clear();
-        render::fit(text, sensor, window, fit);
-        render::key(key, sensor, window, fit.start);
-        key.extend_from_slice(format!("/fit-{}", fit.fit).as_bytes());
-        match &target.windows {
-            Some(cache) => sink.set(directly, cache, key, text.as_bytes(), ttl, now_ms),
-            None => sink.lose(),
-        }
-        if followed {
-            tell("fit", sensor, text);
-        }
-    }
-    stream.count(|f| &f.alarms, effects.alarms.len() as u64);
-    for alarm in &effects.alarms {
-        let sensor = operator.sensor_id(alarm.sensor);
-        text.clear();
-        render::alarm(text, sensor, plan, alarm);
-        stream.keep_alarm(tell("alarm", sensor, text));
-    }
-    for late in &effects.late_readings {
-        let sensor = operator.sensor_id(late.sensor);
-        text.clear();
-        render::reading(text, sensor, late.time, late.value);
-        stream.keep_late(tell("late", sensor, text));
-    }
-    if effects.flushed {
-        tracing::debug!(stream = %stream.name, "all producers are silent: open windows were given out");
     }
 }

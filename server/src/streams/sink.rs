@@ -4,9 +4,14 @@
 //! core, in waves: one at a time per shard, so that two writes of a key keep their order. A write
 //! that nobody could carry out is kept, and tried again, until it is done or a later one of the same
 //! key takes its place; there is room for [`UNWRITTEN_MAX`] of them, and before it is full the
-//! shard takes no more readings.
+//! shard takes no more readings. Of several writes of a key that wait together only the last is done:
+//! requests of a wave may be carried out in any order.
 
-use std::{collections::BTreeMap, future::poll_fn, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap, hash_map::Entry},
+    future::poll_fn,
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use kiln_cluster::{effect, node::Reply};
@@ -31,6 +36,10 @@ const RETRIES_MAX: usize = 2_048;
 pub(super) struct Sink {
     node: Arc<Node>,
     pending: Vec<Write>,
+    /// Where in `pending` a key is.
+    places: HashMap<(u32, Bytes), usize>,
+    /// The partition whose results are just written.
+    of: (u64, u32),
     unwritten: BTreeMap<(u32, Bytes), Write>,
     lost: u64,
 }
@@ -42,12 +51,40 @@ struct Write {
     /// `None` deletes.
     value: Option<Bytes>,
     ttl: Ttl,
+    /// The partition of a stream that it follows from.
+    of: (u64, u32),
 }
 
 impl Sink {
     /// Nothing to write yet.
     pub(super) fn new(node: Arc<Node>) -> Self {
-        Self { node, pending: Vec::new(), unwritten: BTreeMap::new(), lost: 0 }
+        let (pending, places) = (Vec::new(), HashMap::new());
+        Self { node, pending, places, of: (0, 0), unwritten: BTreeMap::new(), lost: 0 }
+    }
+
+    /// What is written next follows from records of this partition of a stream.
+    pub(super) fn now_of(&mut self, stream: u64, partition: u32) {
+        self.of = (stream, partition);
+    }
+
+    /// Partitions of a stream are another node's: it writes what waits of them, and may already have
+    /// written what comes after it.
+    pub(super) fn forget(&mut self, stream: u64, partitions: &[u32]) {
+        if !partitions.is_empty() {
+            let gone = |write: &Write| write.of.0 == stream && partitions.contains(&write.of.1);
+            self.unwritten.retain(|_, write| !gone(write));
+        }
+    }
+
+    /// Takes a write in for the next wave.
+    fn wait(&mut self, write: Write) {
+        match self.places.entry((write.cache.id, write.key.clone())) {
+            Entry::Occupied(place) => self.pending[*place.get()] = write,
+            Entry::Vacant(place) => {
+                place.insert(self.pending.len());
+                self.pending.push(write);
+            }
+        }
     }
 
     /// Whether more readings may come: what follows from them must have room to wait.
@@ -81,19 +118,22 @@ impl Sink {
             if done == Done::Yes && self.unwritten.is_empty() {
                 return;
             }
+            let of = self.of;
             self.note(done, || Write {
                 cache: Arc::clone(cache),
                 key: Bytes::copy_from_slice(key),
                 value: Some(Bytes::copy_from_slice(value)),
                 ttl,
+                of,
             });
             return;
         }
-        self.pending.push(Write {
+        self.wait(Write {
             cache: Arc::clone(cache),
             key: Bytes::copy_from_slice(key),
             value: Some(Bytes::copy_from_slice(value)),
             ttl,
+            of: self.of,
         });
     }
 
@@ -104,12 +144,13 @@ impl Sink {
             key: Bytes::copy_from_slice(key),
             value: None,
             ttl: Ttl::Default,
+            of: self.of,
         };
         if directly && may_be_direct(&self.node, cache) {
             let done = here(cache, &Command::Delete(Delete::plain(key)), key, now_ms);
             self.note(done, || write);
         } else {
-            self.pending.push(write);
+            self.wait(write);
         }
     }
 
@@ -139,6 +180,7 @@ impl Sink {
     /// Carries out what has to go through the replication core.
     pub(super) async fn flush(&mut self) {
         let mut pending = std::mem::take(&mut self.pending);
+        self.places.clear();
         while !pending.is_empty() {
             let rest = pending.split_off(pending.len().min(WAVE_LEN_MAX));
             let dones = carry_out(&self.node, &pending).await;
@@ -156,7 +198,7 @@ impl Sink {
         }
         let names: Vec<_> = self.unwritten.keys().take(RETRIES_MAX).cloned().collect();
         let writes: Vec<_> = names.iter().filter_map(|name| self.unwritten.remove(name)).collect();
-        self.pending.extend(writes);
+        writes.into_iter().for_each(|write| self.wait(write));
         self.flush().await;
     }
 }

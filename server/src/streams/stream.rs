@@ -37,6 +37,8 @@ pub(crate) struct Stream {
     pub(crate) latest_cache: Box<str>,
     /// The cache of the results.
     pub(crate) windows_cache: Box<str>,
+    /// The cache of the changelogs of its partitions.
+    pub(crate) state_cache: Box<str>,
     pub(crate) figures: Figures,
     clocks: Mutex<HashMap<Box<str>, ProducerClock>>,
     /// Rises when a producer's time does.
@@ -136,6 +138,18 @@ figures! {
     state_bytes,
     /// Sensors known.
     sensors,
+    /// Entries written to logs.
+    log_records,
+    /// Bytes of them.
+    log_bytes,
+    /// Snapshots published.
+    snapshots,
+    /// Partitions whose state was found in their logs.
+    recoveries,
+    /// Milliseconds that took.
+    recovery_ms,
+    /// Partitions whose state, or a part of it, was not found.
+    states_lost,
 }
 
 impl Stream {
@@ -149,6 +163,7 @@ impl Stream {
             text: text.into(),
             latest_cache: latest,
             windows_cache: format!("{name}.windows").into(),
+            state_cache: format!("{name}.state").into(),
             figures: Figures::default(),
             clocks: Mutex::default(),
             clock_version: AtomicU64::new(0),

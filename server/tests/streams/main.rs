@@ -14,6 +14,7 @@ mod harness;
 
 mod cluster;
 mod commands;
+mod failover;
 mod influx;
 mod ingest;
 mod lines;
