@@ -202,17 +202,17 @@ impl Operation {
     }
 }
 
-/// Numbers of a type that has a greatest one say so.
+/// Numbers of a type that has a greatest one say so. All are unsigned here: the formats that the
+/// derived schemas name them by would end at half of what is taken.
 fn bound(value: &mut Value) {
-    if let Some(format) = value.get("format").and_then(Value::as_str)
-        && value.get("maximum").is_none()
-    {
-        let maximum = match format {
-            "int32" => Some(json!(u32::MAX)),
-            "int64" => Some(json!(u64::MAX)),
-            _ => None,
-        };
-        if let Some(maximum) = maximum {
+    let (format, maximum) = match value.get("format").and_then(Value::as_str) {
+        Some("int32") => ("uint32", json!(u32::MAX)),
+        Some("int64") => ("uint64", json!(u64::MAX)),
+        _ => ("", Value::Null),
+    };
+    if !maximum.is_null() {
+        value["format"] = format.into();
+        if value.get("maximum").is_none() {
             value["maximum"] = maximum;
         }
     }
