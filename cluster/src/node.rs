@@ -379,7 +379,8 @@ impl<S: Store> Node<S> {
                     self.membership.on_heartbeat(now, from, &beat);
                 }
                 Body::Ask { ask, request } => {
-                    if self.forwarded.is_new(from, ask) {
+                    let late = self.is_late(now, clock_ms, &request);
+                    if self.forwarded.is_new(from, ask) && !late {
                         let asker = Asker::Remote { member: from, ask };
                         self.on_request(now, asker, request, 0, actions);
                     }
@@ -437,6 +438,17 @@ impl<S: Store> Node<S> {
         }
         let reply = ConfirmReply { round: round.round, refused };
         self.base.outbox.push(from, Body::Confirmed(reply));
+    }
+
+    /// Whether a request for an eventual cache was on its way for so long that its asker gives it
+    /// up, and may ask another owner: no name tells there that it is the same request, and carried
+    /// out now, after a pause of this node, it would win over what was written since.
+    fn is_late(&mut self, now: Now, sent_ms: u64, request: &Request) -> bool {
+        let spec = self.base.topology.cache(request.key.cache);
+        let eventual = spec.is_some_and(|spec| spec.mode == Mode::Eventual);
+        // Half of the wait: clocks that travel with messages differ by less.
+        let late_ms = self.base.config.forward.timeout_ms / 2;
+        eventual && self.base.clock.advance(now).saturating_sub(sent_ms) > late_ms
     }
 
     fn on_topology(&mut self, now: Now, topology: Arc<Topology>, actions: &mut Actions) {
