@@ -443,12 +443,14 @@ impl<S: Store> Node<S> {
     /// Whether a request for an eventual cache was on its way for so long that its asker gives it
     /// up, and may ask another owner: no name tells there that it is the same request, and carried
     /// out now, after a pause of this node, it would win over what was written since.
-    fn is_late(&mut self, now: Now, sent_ms: u64, request: &Request) -> bool {
-        let spec = self.base.topology.cache(request.key.cache);
-        let eventual = spec.is_some_and(|spec| spec.mode == Mode::Eventual);
+    fn is_late(&self, now: Now, sent_ms: u64, request: &Request) -> bool {
         // Half of the wait: clocks that travel with messages differ by less.
         let late_ms = self.base.config.forward.timeout_ms / 2;
-        eventual && self.base.clock.advance(now).saturating_sub(sent_ms) > late_ms
+        if self.base.clock.read(now).saturating_sub(sent_ms) <= late_ms {
+            return false;
+        }
+        let spec = self.base.topology.cache(request.key.cache);
+        spec.is_some_and(|spec| spec.mode == Mode::Eventual)
     }
 
     fn on_topology(&mut self, now: Now, topology: Arc<Topology>, actions: &mut Actions) {
