@@ -57,14 +57,24 @@ impl Tally {
 
     #[inline(always)]
     fn add(&self, counter: impl Fn(&Counters) -> &AtomicU64) {
-        let place = place();
-        let own = counter(&self.places[place % PLACES].0);
-        if place == SHARED {
-            own.fetch_add(1, Ordering::Relaxed);
-        } else {
-            // Nobody else adds to it.
-            own.store(own.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        let place = OWN.get();
+        if place >= SHARED {
+            return self.add_without_place(counter);
         }
+        let own = counter(&self.places[place].0);
+        // Nobody else adds to it.
+        own.store(own.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    }
+
+    /// For a thread that has not asked for a place yet, or got none.
+    #[cold]
+    #[inline(never)]
+    fn add_without_place(&self, counter: impl Fn(&Counters) -> &AtomicU64) {
+        if OWN.get() == UNKNOWN {
+            // A thread that is being torn down has no lease any more: it shares.
+            OWN.set(LEASE.try_with(|lease| lease.place).unwrap_or(SHARED));
+        }
+        counter(&self.places[OWN.get()].0).fetch_add(1, Ordering::Relaxed);
     }
 
     /// What was counted since the last reset.
@@ -96,29 +106,16 @@ const PLACES: usize = 64;
 /// The place of threads that have none of their own.
 const SHARED: usize = PLACES - 1;
 
+/// Of a thread that does not know its place yet.
+const UNKNOWN: usize = PLACES;
+
 /// Bit i is set while place i belongs to a thread.
 static TAKEN: AtomicU64 = AtomicU64::new(1 << SHARED);
 
 thread_local! {
-    /// This thread's place plus one; 0 before it has one.
-    static OWN: Cell<usize> = const { Cell::new(0) };
+    /// This thread's place.
+    static OWN: Cell<usize> = const { Cell::new(UNKNOWN) };
     static LEASE: Lease = Lease::take();
-}
-
-#[inline(always)]
-fn place() -> usize {
-    match OWN.get() {
-        0 => first_place(),
-        own => own - 1,
-    }
-}
-
-#[cold]
-fn first_place() -> usize {
-    // A thread that is being torn down has no lease any more: it shares.
-    let place = LEASE.try_with(|lease| lease.place).unwrap_or(SHARED);
-    OWN.set(place + 1);
-    place
 }
 
 /// A thread's right to its place.
@@ -146,7 +143,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        OWN.set(SHARED + 1);
+        OWN.set(SHARED);
         if self.place != SHARED {
             TAKEN.fetch_and(!(1 << self.place), Ordering::Release);
         }

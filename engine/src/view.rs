@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use crate::heap::{NIL, Slot};
-use crate::index::{Extent, ITEM_LINES, RacyBucket, bucket_at, prefetch_early, prefetch_lines};
+use crate::index::{Extent, ITEM_LINES, RacyBucket, bucket_at, prefetch_early};
 use crate::item::{Head, Parts, Plain};
 use crate::racy::{CopyBuffer, RacyBytes, RacySpan};
 use crate::region::Region;
@@ -215,7 +215,6 @@ impl ShardView {
             while matches != 0 {
                 let slot = bucket.slot(matches.trailing_zeros());
                 let offset = self.offset(slot);
-                prefetch_lines(self.bytes.address(offset));
                 let item = self.bytes.span(offset)?;
                 let head = Head::new(slot, item.u64(0), item.u64(8));
                 let fixed_len = self.fixed_len as usize;
