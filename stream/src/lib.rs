@@ -15,6 +15,7 @@ pub mod aggregate;
 pub mod changelog;
 pub mod definition;
 pub mod detect;
+pub mod downsample;
 pub mod effects;
 pub mod expression;
 pub mod fit;

@@ -23,6 +23,8 @@
 //!   sink      items of results, written
 //!   render    results as text
 //!   query     results of a sensor, as a range
+//!   coarse    stored windows made into longer ones
+//!   ahead     what is expected after the last window
 //!   lines     the door for lines over TCP
 //!   inflate   compressed bodies
 //! ```
@@ -32,6 +34,8 @@
 //! a bounded list to be written; on one node of several it stood before in the partition's
 //! changelog, on all copies in sync; what cannot be taken is refused, never dropped unseen.
 
+mod ahead;
+mod coarse;
 mod commit;
 mod company;
 mod emit;
@@ -72,7 +76,9 @@ pub(crate) use forward::{CALL, answer};
 pub(crate) use inflate::{Coding, InflateError, inflate};
 pub(crate) use ingest::{IngestError, RETRY_AFTER_MS, Receipt, Source, check_producer, read_text};
 pub(crate) use lines::Door;
-pub(crate) use query::{Fill, LIMIT_DEFAULT, LIMIT_MAX, Range, RangeError, latest_of, range};
+pub(crate) use query::{
+    Fill, Forecast, LIMIT_DEFAULT, LIMIT_MAX, Range, RangeError, latest_of, range,
+};
 pub(crate) use registry::{Registry, StreamError};
 pub(crate) use stream::{FigureValues, LiveEvent, NAME_LEN_MAX, Stream};
 

@@ -9,11 +9,12 @@ use std::{fmt::Write, sync::Arc};
 use futures_util::future::join_all;
 use kiln_cluster::placement::partition_of;
 use kiln_protocol::command::{Command, Get, Outcome};
+use kiln_stream::aggregate::Aggregate;
 use serde_json::{Map, Value};
 use tokio::sync::oneshot;
 
 use super::{
-    Stream,
+    Stream, ahead, coarse,
     forward::{Owner, latest_there, owner, recent_there},
     parts::Recent,
     render,
@@ -25,6 +26,10 @@ use crate::{caches::Cache, node::Node, perform::perform};
 pub(crate) const LIMIT_MAX: usize = 10_000;
 /// Windows of an answer that asks for no number.
 pub(crate) const LIMIT_DEFAULT: usize = 1_000;
+/// Stored windows that are merged into one.
+pub(crate) const STEP_PARTS_MAX: i64 = 100_000;
+/// Stored windows that are read for one answer.
+const READ_MAX: usize = 100_000;
 /// Looks at a time.
 const LOOKS_AT_ONCE: usize = 64;
 
@@ -67,6 +72,19 @@ pub(crate) struct Range {
     pub(crate) fill: Fill,
     /// At most so many: the first from `from`, or the last without one.
     pub(crate) limit: usize,
+    /// Milliseconds: windows of this length, made of the stored ones that fill them.
+    pub(crate) step: Option<i64>,
+    /// What is expected in the windows after the last.
+    pub(crate) forecast: Option<Forecast>,
+}
+
+/// A forecast that is asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Forecast {
+    /// Of this figure.
+    pub(crate) figure: Aggregate,
+    /// For so many windows.
+    pub(crate) windows: usize,
 }
 
 /// Why there is no answer.
@@ -78,8 +96,14 @@ pub(crate) enum RangeError {
     NoWindows,
     #[error("`from` must be before `to`")]
     Order,
-    #[error("a count or session window cannot be filled: there is no grid")]
+    #[error("a count or session window cannot be filled, merged or forecast: there is no grid")]
     NoGrid,
+    #[error(
+        "`step` must be a multiple of the length of a tumbling window, at most {STEP_PARTS_MAX} of them"
+    )]
+    Step,
+    #[error("the stream does not compute `{0}`")]
+    NoSuchFigure(&'static str),
     #[error("the results could not be read now")]
     Unreadable,
 }
@@ -148,10 +172,18 @@ fn place_of(node: &Node, sensor: &[u8]) -> (u32, usize) {
 }
 
 /// A result, or the place of one that is not there.
-struct Row {
-    start: i64,
-    end: i64,
-    text: Option<String>,
+#[derive(Clone, Debug)]
+pub(super) struct Row {
+    pub(super) start: i64,
+    pub(super) end: i64,
+    pub(super) text: Option<String>,
+}
+
+impl Row {
+    /// The result, read.
+    pub(super) fn figures(&self) -> Option<Map<String, Value>> {
+        serde_json::from_str(self.text.as_deref()?).ok()
+    }
 }
 
 /// The results of a sensor in a range, as a JSON document.
@@ -175,6 +207,11 @@ pub(crate) async fn range(
     {
         return Err(RangeError::Order);
     }
+    if let Some(Forecast { figure, .. }) = range.forecast
+        && !stream.plan.definition().aggregates.contains(&figure)
+    {
+        return Err(RangeError::NoSuchFigure(figure.name()));
+    }
     let definition = &stream.plan.definition().windows[index];
     let size = definition.tumbling.or(definition.hopping).map(|span| span.millis());
     let slide = definition.every.map(|span| span.millis()).or(size);
@@ -188,14 +225,22 @@ pub(crate) async fn range(
         rows.push(Row { start, end, text: None });
     };
     let limit = range.limit.clamp(1, LIMIT_MAX);
+    let mut parts = 1;
     if let (Some(size), Some(slide)) = (size, slide) {
-        let (first, count) = grid(node, range, slide, offset, limit);
-        for i in 0..count {
+        if let Some(step) = range.step {
+            parts = step / size;
+            if size != slide || step % size != 0 || !(1..=STEP_PARTS_MAX).contains(&parts) {
+                return Err(RangeError::Step);
+            }
+        }
+        let limit = limit.min(READ_MAX / parts as usize);
+        let (first, count) = grid(node, range, slide.saturating_mul(parts), offset, limit);
+        for i in 0..count * parts {
             let start = first.saturating_add(slide.saturating_mul(i));
             add(start, start.saturating_add(size), start);
         }
     } else {
-        if range.fill != Fill::None {
+        if range.fill != Fill::None || range.step.is_some() || range.forecast.is_some() {
             return Err(RangeError::NoGrid);
         }
         let known = recent_of(node, stream, sensor, index as u16).await?;
@@ -210,7 +255,13 @@ pub(crate) async fn range(
         }
     }
     look_up(node, stream, &keys, &mut rows).await?;
-    Ok(document(stream, sensor, &names[index], rows, range.fill))
+    if parts > 1 {
+        let aggregates = &stream.plan.definition().aggregates;
+        rows = rows.chunks(parts as usize).map(|parts| coarse::merged(aggregates, parts)).collect();
+    }
+    let forecast =
+        range.forecast.map(|asked| ahead::forecast(&rows, asked, slide.unwrap_or(1) * parts));
+    Ok(document(stream, sensor, &names[index], rows, range.fill, forecast))
 }
 
 /// The first start on the grid, and how many from there.
@@ -263,7 +314,14 @@ async fn look(node: &Node, cache: &Arc<Cache>, key: &[u8]) -> Result<Option<Stri
     }
 }
 
-fn document(stream: &Stream, sensor: &[u8], window: &str, rows: Vec<Row>, fill: Fill) -> String {
+fn document(
+    stream: &Stream,
+    sensor: &[u8],
+    window: &str,
+    rows: Vec<Row>,
+    fill: Fill,
+    forecast: Option<String>,
+) -> String {
     let mut out = String::from("{\"sensor\":");
     render::string(&mut out, sensor);
     // Writing to a string cannot fail.
@@ -284,7 +342,12 @@ fn document(stream: &Stream, sensor: &[u8], window: &str, rows: Vec<Row>, fill: 
             push(&mut out, &row);
         }
     }
-    out.push_str("]}");
+    out.push(']');
+    if let Some(forecast) = forecast {
+        out.push_str(",\"forecast\":");
+        out.push_str(&forecast);
+    }
+    out.push('}');
     out
 }
 
@@ -292,8 +355,7 @@ fn document(stream: &Stream, sensor: &[u8], window: &str, rows: Vec<Row>, fill: 
 fn filled(stream: &Stream, rows: &[Row], fill: Fill) -> Vec<String> {
     let names: Vec<&str> =
         stream.plan.definition().aggregates.iter().map(|aggregate| aggregate.name()).collect();
-    let parse = |row: &Row| serde_json::from_str::<Map<String, Value>>(row.text.as_deref()?).ok();
-    let known: Vec<Option<Map<String, Value>>> = rows.iter().map(parse).collect();
+    let known: Vec<Option<Map<String, Value>>> = rows.iter().map(Row::figures).collect();
     // The next that is there, seen from each.
     let mut next: Vec<Option<usize>> = vec![None; rows.len()];
     let mut after = None;
@@ -354,7 +416,7 @@ mod tests {
     fn means(values: &[Option<f64>], fill: Fill) -> Vec<Option<f64>> {
         let text = r#"{"aggregates": ["count", "mean"], "windows": [{"tumbling": "10ms"}]}"#;
         let stream = Stream::new(1, "s", text, Stream::plan_of(text).unwrap());
-        let document = document(&stream, b"x", "10ms", rows(values), fill);
+        let document = document(&stream, b"x", "10ms", rows(values), fill, None);
         let document: Value = serde_json::from_str(&document).unwrap();
         let windows = document["windows"].as_array().unwrap();
         windows.iter().map(|window| window["mean"].as_f64()).collect()

@@ -66,7 +66,16 @@ pub(super) fn window_event(
 }
 
 fn figures(out: &mut String, result: &WindowResult<'_>, aggregates: &[Aggregate]) {
-    for (aggregate, value) in aggregates.iter().zip(result.values()) {
+    named_figures(out, aggregates, result.values());
+}
+
+/// Figures with their names, each behind a comma.
+pub(super) fn named_figures(
+    out: &mut String,
+    aggregates: &[Aggregate],
+    values: impl Iterator<Item = Option<f64>>,
+) {
+    for (aggregate, value) in aggregates.iter().zip(values) {
         let _ = write!(out, ",\"{}\":", aggregate.name());
         match value {
             Some(value) => number(out, value),

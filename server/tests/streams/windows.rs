@@ -120,6 +120,71 @@ fn gaps_are_filled_as_asked_and_a_late_reading_is_counted() {
 }
 
 #[test]
+fn stored_windows_make_longer_ones_and_tell_what_is_expected_after_them() {
+    let node = node();
+    let definition = r#"{"windows": [{"tumbling": "10s"}, {"count": 50}], "watermark_delay": "0s",
+        "aggregates": ["count", "mean", "var", "min", "max", "p95"]}"#;
+    let http = make(&node, "s", definition);
+    let mut random = fastrand::Rng::with_seed(11);
+    let base = BASE / 60_000 * 60_000;
+    let readings: Vec<(i64, f64)> =
+        (0..3_600).map(|i| (base + i * 333, random.i32(0..1_000) as f64 / 8.0)).collect();
+    let text: String =
+        readings.iter().map(|(time, value)| format!("a, {value}, {time}\n")).collect();
+    send(&http, "/v1/streams/s/readings", &text);
+    send(&http, "/v1/streams/s/readings", &format!("a, 0, {}\n", base + 1_300_000));
+    let sensor = "/v1/streams/s/sensors/a/windows";
+    let range = format!("from={base}&to={}", base + 1_140_000);
+    let mut found = serde_json::Value::Null;
+    eventually("all windows are there", || {
+        found = http.get(&format!("{sensor}?window=10s&{range}")).json();
+        found["windows"].as_array().is_some_and(|windows| windows.len() == 114)
+    });
+
+    let minutes = http.get(&format!("{sensor}?window=10s&{range}&step=1m")).json();
+    let minutes = minutes["windows"].as_array().unwrap();
+    assert_eq!(minutes.len(), 19);
+    for (place, minute) in minutes.iter().enumerate() {
+        let start = base + place as i64 * 60_000;
+        assert_eq!((&minute["start"], &minute["merged"]), (&start.into(), &6.into()));
+        let inside = |time: i64| (start..start + 60_000).contains(&time);
+        let values: Vec<f64> =
+            readings.iter().filter(|(time, _)| inside(*time)).map(|(_, value)| *value).collect();
+        let n = values.len() as f64;
+        let mean = values.iter().sum::<f64>() / n;
+        let var = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (n - 1.0);
+        for (name, expected) in [("count", n), ("mean", mean), ("var", var)] {
+            let found = minute[name].as_f64().unwrap();
+            assert!((found - expected).abs() < 1e-9 * expected, "{name}: {found} {expected}");
+        }
+        assert!(minute["p95"].is_null());
+    }
+
+    let told = http.get(&format!("{sensor}?window=10s&{range}&forecast=4")).json();
+    assert_eq!(told["forecast"]["figure"], "mean");
+    let expected = told["forecast"]["windows"].as_array().unwrap();
+    assert_eq!(expected.len(), 4);
+    assert_eq!(expected[0]["start"], base + 1_140_000);
+    let few = format!("from={base}&to={}", base + 100_000);
+    let told = http.get(&format!("{sensor}?window=10s&{few}&forecast=4")).json();
+    assert!(told["forecast"].is_null() && told["windows"].as_array().unwrap().len() == 10);
+
+    for (wrong, why) in [
+        ("window=10s&step=15s", "multiple of the length"),
+        ("window=10s&step=1", "`step` is wrong"),
+        ("window=count-50&step=1m", "no grid"),
+        ("window=10s&forecast=4&figure=p99", "does not compute `p99`"),
+        ("window=10s&forecast=4&figure=warmth", "none of the aggregates"),
+        ("window=10s&figure=mean", "goes with `forecast`"),
+    ] {
+        let answer = http.get(&format!("{sensor}?{wrong}"));
+        assert_eq!(answer.status, 400, "{wrong}");
+        let detail = answer.json()["detail"].as_str().unwrap().to_owned();
+        assert!(detail.contains(why), "{wrong}: {detail}");
+    }
+}
+
+#[test]
 fn count_and_session_windows_are_found_again() {
     let node = node();
     let definition = r#"{"windows": [{"count": 3}, {"session": "2s"}], "aggregates": ["sum"],

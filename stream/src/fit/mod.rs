@@ -7,7 +7,11 @@
 //!
 //! Cost: some (p + q + m)^2 multiplications per reading of the window, once.
 
+mod ahead;
+
 use serde::{Deserialize, Serialize};
+
+pub use self::ahead::{Ahead, STEPS_MAX, ahead};
 
 /// The highest order of either part.
 pub const ORDER_MAX: u8 = 8;
@@ -59,9 +63,12 @@ impl Fit {
     /// Fits the model to readings in order of time. `None` where they are too few or do not
     /// determine it (a constant).
     pub fn fit(self, points: &[(i64, f64)]) -> Option<Model> {
+        let last = &points[points.len().saturating_sub(POINTS_MAX)..];
+        self.fit_values(last.iter().map(|(_, value)| *value).collect()).map(|fitted| fitted.model)
+    }
+
+    fn fit_values(self, values: Vec<f64>) -> Option<Fitted> {
         let (p, q) = self.orders();
-        let values: Vec<f64> =
-            points[points.len().saturating_sub(POINTS_MAX)..].iter().map(|(_, v)| *v).collect();
         let n = values.len();
         // Long enough that the shocks are white, short enough that it is determined.
         let long = (p.max(q) + 4).max((n as f64).ln().powi(2) as usize).min(32).min(n / 8);
@@ -90,8 +97,19 @@ impl Fit {
         let variance = energy(&shocks[long..]) / (n - long) as f64;
         let sound = forecast.is_finite() && variance.is_finite();
         let (ar, ma) = (weights[..p].to_vec(), weights[p..].to_vec());
-        sound.then_some(Model { mean, ar, ma, variance, forecast })
+        sound.then_some(Fitted {
+            model: Model { mean, ar, ma, variance, forecast },
+            series,
+            shocks,
+        })
     }
+}
+
+/// A model with what it was fitted to, less its mean, and the shocks that it sees there.
+struct Fitted {
+    model: Model,
+    series: Vec<f64>,
+    shocks: Vec<f64>,
 }
 
 /// What the weights say about place `t` from the places before it.
@@ -173,7 +191,7 @@ mod tests {
         (0..12).map(uniform).sum::<f64>() - 6.0
     }
 
-    fn simulate(mean: f64, ar: &[f64], ma: &[f64], n: usize) -> Vec<(i64, f64)> {
+    pub(super) fn simulate(mean: f64, ar: &[f64], ma: &[f64], n: usize) -> Vec<(i64, f64)> {
         let (mut series, mut shocks) = (Vec::new(), Vec::new());
         let weights: Vec<f64> = ar.iter().chain(ma).copied().collect();
         for t in 0..n {

@@ -175,6 +175,21 @@ fn of_streams() -> Value {
                 "type": "string", "pattern": "^(none|null|previous|linear)$", "default": "none",
             }),
         ),
+        "step": query(
+            "step",
+            "Windows of this length, made of the stored ones: a multiple of the length of a tumbling window.",
+            json!({ "type": "string", "pattern": "^([0-9]{1,6}(ms|s|m|h|d))+$", "maxLength": 24 }),
+        ),
+        "forecast": query(
+            "forecast",
+            "So many windows that are expected after the last, from a model of those of the answer.",
+            json!({ "type": "integer", "minimum": 0, "maximum": kiln_stream::fit::STEPS_MAX }),
+        ),
+        "figure": query(
+            "figure",
+            "Of which aggregate the forecast is; with `forecast` only. The mean without it.",
+            any_text(),
+        ),
         "windowLimit": query(
             "limit",
             "At most so many.",

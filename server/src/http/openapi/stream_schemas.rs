@@ -47,6 +47,7 @@ pub(super) fn schemas() -> Map<String, Value> {
                 ("sensor", json!({ "type": "string" })),
                 ("window", told(json!({ "type": "string" }), "The window's name.")),
                 ("windows", list(schema("Window"))),
+                ("forecast", forecast()),
             ],
             &["sensor", "window", "windows"],
         ),
@@ -377,9 +378,44 @@ fn window() -> Value {
             json!({ "type": "boolean", "description": "There were no readings; `fill` made it." }),
         ),
     ];
+    fields.push(("merged", told(count(), "Stored windows in it; with `step`.")));
     let figure = || json!({ "type": ["number", "null"] });
     fields.extend(aggregates().into_iter().map(|name| (name, figure())));
     told(object(&fields, &["start", "end"]), "A window, with the aggregates of its stream.")
+}
+
+fn forecast() -> Value {
+    let number = || json!({ "type": "number" });
+    let model = object(
+        &[
+            ("mean", number()),
+            ("ar", told(list(number()), "Weights of past values, the last first.")),
+            ("ma", told(list(number()), "Weights of past shocks, the last first.")),
+            ("variance", told(number(), "Of the shocks.")),
+            ("forecast", number()),
+        ],
+        &["mean", "ar", "ma", "variance", "forecast"],
+    );
+    let window = object(
+        &[
+            ("start", time()),
+            ("end", time()),
+            ("value", number()),
+            ("low", number()),
+            ("high", told(number(), "95 of 100 values are expected between `low` and `high`.")),
+        ],
+        &["start", "end", "value", "low", "high"],
+    );
+    let mut form = object(
+        &[
+            ("figure", json!({ "type": "string", "enum": aggregates() })),
+            ("model", model),
+            ("windows", list(window)),
+        ],
+        &["figure", "model", "windows"],
+    );
+    form["type"] = json!(["object", "null"]);
+    told(form, "What is expected; null where there are too few windows, or all are the same.")
 }
 
 fn alarm() -> Value {

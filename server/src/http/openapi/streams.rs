@@ -139,8 +139,21 @@ fn results() -> Vec<Operation> {
             summary: "Read a sensor's windows",
             description: "By their starts. Without `from` the last ones, up to now. A stream without \
                           windows, or without this one, is an error, and so is a `from` that is not \
-                          before `to`.",
-            parameters: &["stream", "sensor", "window", "from", "to", "fill", "windowLimit"],
+                          before `to`. With `step` stored windows are merged into longer ones; a figure \
+                          that they do not determine, as a percentile, is null. With `forecast` there \
+                          is a band, too, in which 95 of 100 values are expected.",
+            parameters: &[
+                "stream",
+                "sensor",
+                "window",
+                "from",
+                "to",
+                "fill",
+                "step",
+                "forecast",
+                "figure",
+                "windowLimit",
+            ],
             body: None,
             answers: || {
                 let example = json!({

@@ -9,6 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use kiln_protocol::command::{Command, Get, Outcome};
+use kiln_stream::{aggregate::Aggregate, fit, span::Span};
 use serde::Serialize;
 
 use super::{fresh, sensor_of, stream_of};
@@ -19,7 +20,7 @@ use crate::{
         query::Query,
     },
     perform::perform,
-    streams::{self, Fill, LIMIT_DEFAULT, LIMIT_MAX, Range, RangeError},
+    streams::{self, Fill, Forecast, LIMIT_DEFAULT, LIMIT_MAX, Range, RangeError},
 };
 
 /// A sensor's latest value.
@@ -67,7 +68,8 @@ pub(super) async fn windows(
     request: Request,
 ) -> Result<Response, Problem> {
     let uri = request.uri();
-    let query = Query::parse(uri.query(), &["window", "from", "to", "fill", "limit"])?;
+    let known = ["window", "from", "to", "fill", "limit", "step", "forecast", "figure"];
+    let query = Query::parse(uri.query(), &known)?;
     let node = &gateway.node;
     let stream = stream_of(node, uri.path())?;
     let sensor = sensor_of(uri.path())?;
@@ -86,6 +88,8 @@ pub(super) async fn windows(
         to: time(&query, "to")?,
         fill,
         limit: limit.map_or(LIMIT_DEFAULT, |limit| limit as usize),
+        step: step(&query)?,
+        forecast: forecast(&query)?,
     };
     let found = streams::range(node, &stream, &sensor, &range).await.map_err(|error| {
         let detail = error.to_string();
@@ -97,6 +101,29 @@ pub(super) async fn windows(
         }
     })?;
     Ok(fresh(([(header::CONTENT_TYPE, "application/json")], found).into_response()))
+}
+
+/// The length of the windows of an answer, if it is not that of the stored ones.
+fn step(query: &Query<'_>) -> Result<Option<i64>, Problem> {
+    let Some(text) = query.text("step")? else { return Ok(None) };
+    let span = Span::parse(text)
+        .map_err(|error| Problem::bad_request(format!("`step` is wrong: {error}")))?;
+    Ok(Some(span.millis()))
+}
+
+/// What to expect, for how many windows.
+fn forecast(query: &Query<'_>) -> Result<Option<Forecast>, Problem> {
+    let windows = query.number("forecast", fit::STEPS_MAX as u64)?;
+    let name = query.text("figure")?;
+    let Some(windows) = windows else {
+        let lonely = "`figure` says of what the forecast is: it goes with `forecast`";
+        return if name.is_some() { Err(Problem::bad_request(lonely)) } else { Ok(None) };
+    };
+    let name = name.unwrap_or(Aggregate::Mean.name());
+    let figure = Aggregate::ALL.into_iter().find(|aggregate| aggregate.name() == name);
+    let figure =
+        figure.ok_or_else(|| Problem::bad_request("`figure` is none of the aggregates"))?;
+    Ok(Some(Forecast { figure, windows: windows as usize }))
 }
 
 /// A time in milliseconds since 1970.

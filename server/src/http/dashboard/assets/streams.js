@@ -6,7 +6,8 @@ const STREAM_POLL_MS = 2000;
 const SENSORS_SHOWN = 100;
 const SENSOR_PAGES_MAX = 16;
 const WINDOWS_SHOWN = 120;
-const NO_FIGURES = ["start", "end", "revision", "filled", "count"];
+const FORECAST_SHOWN = 12;
+const NO_FIGURES = ["start", "end", "revision", "filled", "merged", "count"];
 
 /** Steps of a scale that need not begin at 0. */
 function spanScale(low, high) {
@@ -21,10 +22,13 @@ function spanScale(low, high) {
 
 const figureText = (value) => (isNumber(value) ? String(Number(value.toPrecision(6))) : NONE);
 
-/** The windows of a sensor: a figure as a line, between least and greatest where those are known. */
+/**
+ * The windows of a sensor: a figure as a line, between least and greatest where those are known, and what is
+ * expected after them as a broken line in its band.
+ */
 class WindowChart {
   constructor(plot, detail) {
-    Object.assign(this, { plot, detail, windows: [], alarms: [], figure: "mean", none: "Choose a sensor", cursor: null, size: { width: 0, height: 0 } });
+    Object.assign(this, { plot, detail, windows: [], alarms: [], forecast: null, figure: "mean", none: "Choose a sensor", cursor: null, size: { width: 0, height: 0 } });
     this.svg = shape("svg", { "aria-hidden": "true" });
     plot.append(this.svg);
     new ResizeObserver(([entry]) => {
@@ -37,10 +41,10 @@ class WindowChart {
     plot.addEventListener("keydown", (event) => this.key(event));
   }
 
-  show({ windows, alarms, figure, none }) {
+  show({ windows, alarms, forecast, figure, none }) {
     // The one that is pointed at stays so while new ones come.
     const at = this.windows[this.cursor]?.start;
-    Object.assign(this, { windows, alarms, figure, none });
+    Object.assign(this, { windows, alarms, forecast, figure, none });
     const place = windows.findIndex((window) => window.start === at);
     this.cursor = place < 0 ? null : place;
     this.draw();
@@ -85,9 +89,11 @@ class WindowChart {
       parts.push(shape("text", { class: "none", x: width / 2, y: height / 2 }, this.none));
     } else {
       const values = known.flatMap((window) => (hasBand ? [window.min, window.max] : [window[this.figure]]));
-      const [from, to] = [known[0].start, Math.max(known.at(-1).end, known[0].start + 1)];
+      const expected = this.forecast?.figure === this.figure ? this.forecast.windows : [];
+      const [from, to] = [known[0].start, Math.max((expected.at(-1) ?? known.at(-1)).end, known[0].start + 1)];
       const alarms = this.alarms.filter((alarm) => alarm.time >= from && alarm.time < to);
       const told = this.figure === "mean" ? alarms.map((alarm) => alarm.value) : [];
+      told.push(...expected.flatMap((window) => [window.low, window.high]));
       const scale = spanScale(Math.min(...values, ...told), Math.max(...values, ...told));
       const x = this.x = (time) => ((time - from) / (to - from)) * width;
       const y = (value) => base - ((value - scale.low) / (scale.high - scale.low)) * (base - MARGIN.top - 6) - 4;
@@ -95,6 +101,14 @@ class WindowChart {
       if (hasBand) {
         const edge = (name) => known.map((window) => `${x(middle(window)).toFixed(1)} ${y(window[name]).toFixed(1)}`);
         parts.unshift(shape("path", { class: "area f3", d: `M${edge("max").join("L")}L${edge("min").reverse().join("L")}Z` }));
+      }
+      if (expected.length) {
+        const last = { ...known.at(-1), value: known.at(-1)[this.figure] };
+        const at = (window, name) => `${x(middle(window)).toFixed(1)} ${y(window[name] ?? window.value).toFixed(1)}`;
+        const from = { start: last.start, end: last.end, value: last.value };
+        const band = [...[from, ...expected].map((window) => at(window, "high")), ...[...expected].reverse().map((window) => at(window, "low"))];
+        parts.unshift(shape("path", { class: "area f3 expected", d: `M${band.join("L")}Z` }));
+        parts.push(shape("path", { class: "series c3 expected", d: `M${[from, ...expected].map((window) => at(window, "value")).join("L")}` }));
       }
       const points = known.map((window) => `${x(middle(window)).toFixed(1)} ${y(window[this.figure]).toFixed(1)}`);
       parts.push(shape("path", { class: "series c3", d: known.length === 1 ? `M${points[0]}h.1` : `M${points.join("L")}` }));
@@ -156,7 +170,7 @@ const streamsSection = {
   stream: null,
   sensor: null,
   sensors: [],
-  shown: { windows: [], alarms: [] },
+  shown: { windows: [], alarms: [], forecast: null },
   figures: [],
   asked: 0,
 
@@ -181,7 +195,7 @@ const streamsSection = {
     this.chart = new WindowChart(find("stream-plot"), find("stream-detail"));
     find("stream-choice").addEventListener("change", () => this.choose(find("stream-choice").value));
     find("stream-window").addEventListener("change", () => this.ask(true));
-    find("stream-figure").addEventListener("change", () => this.drawChart());
+    find("stream-figure").addEventListener("change", () => { this.drawChart(); this.ask(true); });
     find("stream-prefix").addEventListener("input", () => this.ask(true));
     setInterval(() => this.ask(false), STREAM_POLL_MS);
   },
@@ -206,8 +220,8 @@ const streamsSection = {
 
   choose(name) {
     if (name !== this.stream) {
-      Object.assign(this, { stream: name, sensor: null, sensors: [] });
-      this.take({ windows: [], alarms: [] });
+      Object.assign(this, { stream: name, sensor: null, sensors: [], figures: [] });
+      this.take({ windows: [], alarms: [], forecast: null });
       const windows = this.known()?.windows ?? [];
       find("stream-window").replaceChildren(...(windows.length ? windows : [""]).map((one) => element("option", { value: one }, one || "none")));
     }
@@ -251,16 +265,22 @@ const streamsSection = {
         .sort(([a], [b]) => compare(a, b)).slice(0, SENSORS_SHOWN);
       this.sensor ??= this.sensors[0]?.[0] ?? null;
     }
-    if (this.sensor === null) return { windows: [], alarms: [] };
+    if (this.sensor === null) return { windows: [], alarms: [], forecast: null };
     const base = `/v1/streams/${encodeURIComponent(stream.name)}`;
     const sensor = encodeURIComponent(this.sensor);
     const window = find("stream-window").value;
     const query = new URLSearchParams({ window, limit: WINDOWS_SHOWN });
+    const figure = find("stream-figure").value;
+    // Count and session windows have no grid on which the next would lie.
+    if (this.figures.includes(figure) && !/^(count|session)-/.test(window)) {
+      query.set("forecast", FORECAST_SHOWN);
+      query.set("figure", figure);
+    }
     const [windows, alarms] = await Promise.all([
       window ? get(`${base}/sensors/${sensor}/windows?${query}`) : null,
       get(`${base}/alarms?${new URLSearchParams({ sensor: this.sensor })}`),
     ]);
-    return { windows: windows?.windows ?? [], alarms: alarms?.alarms ?? [] };
+    return { windows: windows?.windows ?? [], alarms: alarms?.alarms ?? [], forecast: windows?.forecast ?? null };
   },
 
   /** Items of the cache of latest values. A page ends where a node's share does. */
@@ -283,8 +303,8 @@ const streamsSection = {
   },
 
   drawChart() {
-    const { windows, alarms } = this.shown;
-    const figures = [...new Set(windows.flatMap((window) => Object.keys(window)))].filter((name) => !["start", "end", "revision", "filled"].includes(name));
+    const { windows, alarms, forecast } = this.shown;
+    const figures = [...new Set(windows.flatMap((window) => Object.keys(window)))].filter((name) => name === "count" || !NO_FIGURES.includes(name));
     const select = find("stream-figure");
     if (figures.length && figures.join() !== this.figures.join()) {
       const before = select.value;
@@ -299,7 +319,7 @@ const streamsSection = {
     const last = raised.at(-1);
     setText(find("stream-alarms"), last ? `${plural(raised.length, "alarm", "alarms")} · last ${last.detector} at ${moment(last.time, 0)}: ${figureText(last.value)}${isNumber(last.expected) ? `, expected ${figureText(last.expected)}` : ""}` : "No alarms on this node");
     const none = this.sensor === null ? "No sensor yet" : find("stream-window").value ? "No window closed yet" : "This stream has no windows";
-    this.chart.show({ windows, alarms, figure: select.value || "mean", none });
+    this.chart.show({ windows, alarms, forecast, figure: select.value || "mean", none });
   },
 
   drawSensors() {
@@ -315,7 +335,7 @@ const streamsSection = {
       const button = element("button", { type: "button" }, element("span", { class: "key" }), element("span", { class: "number" }));
       button.addEventListener("click", () => {
         this.sensor = button.sensor;
-        this.take({ windows: [], alarms: [] });
+        this.take({ windows: [], alarms: [], forecast: null });
         this.ask(true);
       });
       list.append(element("li", {}, button));
