@@ -290,7 +290,7 @@ fn report(sum: &Sum, output: OutputArgs) -> Result<(), CommandError> {
         Format::Json => output::print_json(sum),
         Format::Raw => output::print(format!("{}\n", sum.accepted)),
         Format::Table => output::print(format!(
-            "{} readings taken in by {:.1} s, {:.0} a second; {} duplicate, {} late, {} lines \
+            "{} readings taken in within {:.1} s, {:.0} a second; {} duplicate, {} late, {} lines \
              rejected, {} filtered, {} retries\n",
             sum.accepted,
             sum.seconds,
