@@ -48,6 +48,11 @@ pub(super) fn parse(
         }
         tags.push((key, value));
     }
+    // Which of the two would name the series?
+    tags.sort_unstable();
+    if tags.windows(2).any(|pair| unescaped(pair[0].0).eq(unescaped(pair[1].0))) {
+        return Err(cursor.expected("each tag once"));
+    }
     if !cursor.take(b' ') {
         return Err(cursor.expected("a space and fields"));
     }
@@ -64,7 +69,6 @@ pub(super) fn parse(
         }
         None => {
             scratch.sensor.extend(unescaped(measurement));
-            tags.sort_unstable();
             for (key, value) in &tags {
                 scratch.sensor.push(b',');
                 scratch.sensor.extend(unescaped(key));
@@ -175,6 +179,8 @@ impl<'a> Cursor<'a> {
             b"f" | b"F" | b"false" | b"False" | b"FALSE" => Some(0.0),
             [digits @ .., b'i'] => number::integer(digits).map(|n| n as f64),
             [digits @ .., b'u'] => unsigned(digits),
+            // Other formats allow a plus; InfluxDB never did.
+            [b'+', ..] => None,
             _ => number::finite(text),
         };
         let expectation = "a number, an integer such as 3i, true, false or a quoted string";
@@ -261,6 +267,8 @@ mod tests {
     fn the_precision_is_the_layouts_and_a_missing_time_is_the_arrival() {
         assert_eq!(read(influx(Unit::S), "m value=1 5").0, ["m@5000=1"]);
         assert_eq!(read(influx(Unit::S), "m value=1 ").0, ["m@7=1"]);
+        assert_eq!(read(influx(Unit::M), "m value=1 2").0, ["m@120000=1"]);
+        assert_eq!(read(influx(Unit::H), "m value=1 1").0, ["m@3600000=1"]);
     }
 
     #[test]
@@ -278,7 +286,7 @@ mod tests {
 
     #[test]
     fn a_line_with_one_bad_field_gives_no_reading() {
-        let text = "m a=1,b=x 5\nm\nm,t a=1\n,t=1 a=1\nm a=1 x\nm a=\"x\nm a=1b=2\nm a=99999999999999999999i\nm ok=1\n";
+        let text = "m a=1,b=x 5\nm\nm,t a=1\n,t=1 a=1\nm a=1 x\nm a=\"x\nm a=1b=2\nm a=99999999999999999999i\nm ok=1\nm a=+1\nm,t=1,u=2,t=1 a=1\n";
         let (kept, report) = read(influx(Unit::Ms), text);
         assert_eq!(kept, ["m.ok@7=1"]);
         let number = "a number, an integer such as 3i, true, false or a quoted string";
@@ -294,6 +302,8 @@ mod tests {
                 bad(6, 7, "a closing quote"),
                 bad(7, 5, number),
                 bad(8, 5, number),
+                bad(10, 5, number),
+                bad(11, 14, "each tag once"),
             ]
         );
     }

@@ -17,6 +17,10 @@ pub enum Unit {
     Ms,
     /// Seconds since 1970.
     S,
+    /// Minutes since 1970.
+    M,
+    /// Hours since 1970.
+    H,
     /// `2014-07-01 00:30:00`, `2014-07-01T00:30:00.5Z`, `…+02:00`; without a zone it is UTC.
     Iso,
 }
@@ -39,6 +43,8 @@ impl Unit {
             Self::Us => Some(count.div_euclid(1_000)),
             Self::Ms => Some(count),
             Self::S => count.checked_mul(1_000),
+            Self::M => count.checked_mul(60_000),
+            Self::H => count.checked_mul(3_600_000),
             Self::Iso => None,
         }
     }
@@ -49,6 +55,8 @@ impl Unit {
             Self::Us => "a time in whole microseconds since 1970",
             Self::Ms => "a time in whole milliseconds since 1970",
             Self::S => "a time in whole seconds since 1970",
+            Self::M => "a time in whole minutes since 1970",
+            Self::H => "a time in whole hours since 1970",
             Self::Iso => "a time such as 2014-07-01T00:30:00Z",
         }
     }

@@ -209,7 +209,7 @@ fn of_streams() -> Value {
         "influxPrecision": query(
             "precision",
             "The unit of the times; nanoseconds without it.",
-            json!({ "type": "string", "pattern": "^(ns?|us?|µ|ms|s|)$" }),
+            json!({ "type": "string", "pattern": "^(ns?|us?|µ|ms|s|m|h|)$" }),
         ),
     })
 }

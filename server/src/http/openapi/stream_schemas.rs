@@ -192,7 +192,7 @@ fn definition() -> Value {
 }
 
 fn timestamp() -> Value {
-    let units = json!({ "type": ["string", "null"], "enum": ["ns", "us", "ms", "s", "iso", null] });
+    let units = json!({ "type": ["string", "null"], "enum": ["ns", "us", "ms", "s", "m", "h", "iso", null] });
     json!({
         "description": "Where the time of a reading comes from.",
         "oneOf": [

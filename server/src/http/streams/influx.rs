@@ -181,9 +181,11 @@ fn precision(name: Option<&str>) -> Result<Option<Unit>, Refusal> {
         Some("u" | "us" | "µ") => Some(Unit::Us),
         Some("ms") => Some(Unit::Ms),
         Some("s") => Some(Unit::S),
+        Some("m") => Some(Unit::M),
+        Some("h") => Some(Unit::H),
         Some(other) => {
             let shown: String = other.chars().take(20).collect();
-            let text = format!("invalid precision \"{shown}\"; use ns, us, ms or s");
+            let text = format!("invalid precision \"{shown}\"; use ns, us, ms, s, m or h");
             return Err(Refusal::new(StatusCode::BAD_REQUEST, "invalid", text));
         }
     })
