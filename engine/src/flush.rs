@@ -34,6 +34,12 @@ impl FlushTimer {
         Some(self.at_ms.load(Ordering::Relaxed)).filter(|&at| at != NONE)
     }
 
+    /// Whether a flush is due, for whoever leaves it to others.
+    #[inline(always)]
+    pub(crate) fn is_due(&self, now_ms: u64) -> bool {
+        now_ms >= self.at_ms.load(Ordering::Relaxed)
+    }
+
     /// Whether the caller must flush now: true for exactly one caller for each time set. The
     /// others may go on before that one has flushed, as if they had come a moment earlier.
     #[inline]

@@ -595,7 +595,7 @@ fn matching(bucket: &[u8], tag: u8) -> u32 {
 
 /// Asks for a cache line that is about to be read. Any address is allowed.
 #[inline(always)]
-pub(crate) fn prefetch(pointer: *const u8) {
+fn prefetch(pointer: *const u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch never faults and changes nothing that a program can see.
     unsafe {

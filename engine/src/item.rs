@@ -168,9 +168,16 @@ impl Head {
     /// items are not made dirty by each hit, nor read under the lock.
     #[inline(always)]
     pub(crate) fn is_noted(self, now_s: u32, bits: u8) -> bool {
-        self.word & Mark::FETCHED.0 != 0
-            && self.bits() == bits
-            && idle_s(used(self.first, self.word), now_s) < USED_STEP_S
+        self.word & Mark::FETCHED.0 != 0 && self.bits() == bits && self.is_used_lately(now_s)
+    }
+
+    /// Whether the last use that is noted is less than [`USED_STEP_S`] ago, or a moment ahead. By the
+    /// low bits of the seconds, which are in one place: in the minute that begins 18 hours after the
+    /// last use, or a multiple, the answer is wrong, and the use is noted by a later read.
+    #[inline(always)]
+    fn is_used_lately(self, now_s: u32) -> bool {
+        let used = (self.first >> VERSION_BITS) as u16;
+        (now_s as u16).wrapping_sub(used).wrapping_add(1) <= USED_STEP_S as u16
     }
 
     /// The two words after a read at `now_s` that gives the item these policy bits.
@@ -484,8 +491,7 @@ impl Items {
     #[inline(always)]
     pub(crate) fn plain(&self, slot: Slot) -> Option<(Plain<'_>, &[u8])> {
         let offset = self.heap.offset(slot);
-        let [first, word] = self.heap.read_two_u64(offset);
-        let head = Head { slot, first, word };
+        let head = self.head(slot);
         let u32_at = |at| self.heap.read_u32(offset + at);
         let u64_at = |at| self.heap.read_u64(offset + at);
         let Parts { flags, deadline, key_at } = head.parts(self.fixed_len(), u32_at, u64_at)?;
@@ -493,6 +499,13 @@ impl Items {
         let bytes = self.heap.bytes(offset + key_at, key_len + value_len);
         let (key, value) = bytes.split_at(key_len);
         Some((Plain { head, flags, deadline, value }, key))
+    }
+
+    /// The head of the item in this slot.
+    #[inline(always)]
+    pub(crate) fn head(&self, slot: Slot) -> Head {
+        let [first, word] = self.heap.read_two_u64(self.heap.offset(slot));
+        Head { slot, first, word }
     }
 
     /// Notes a read of the item with this head, and gives it these policy bits.

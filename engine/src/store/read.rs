@@ -25,7 +25,7 @@ use crate::seqlock::Moment;
 use crate::shard::{Full, Now};
 use crate::store::large::PinnedValue;
 use crate::store::{Locked, Store};
-use crate::view::Sighting;
+use crate::view::{Glance, ShardView, Sighting};
 
 /// A value as a reader sees it.
 pub enum Value<'a> {
@@ -97,12 +97,8 @@ impl Store {
         out: &mut Vec<u8>,
         begin: impl FnOnce(&ItemInfo, &mut Vec<u8>) -> Option<A>,
     ) -> Appended<A> {
-        let now = self.begin(now_ms);
-        if key.is_empty() || key.len() > KEY_LEN_MAX {
-            return Appended::Miss;
-        }
         let len = out.len();
-        let appended = self.append_unlocked(key, hash, options, now, out, begin);
+        let appended = self.append_unlocked(key, hash, options, now_ms, out, begin);
         appended.unwrap_or_else(|| {
             out.truncate(len);
             Appended::Undone
@@ -117,27 +113,74 @@ impl Store {
         key: &[u8],
         hash: u64,
         options: &GetOptions,
-        now: Now,
+        now_ms: u64,
         out: &mut Vec<u8>,
         begin: impl FnOnce(&ItemInfo, &mut Vec<u8>) -> Option<A>,
     ) -> Option<Appended<A>> {
         if !options.is_plain() {
             return None;
         }
+        // First of all what has to be waited for.
         let view = self.view(hash);
         let moment = view.sequence.now()?;
-        let sighting = view.sight(hash, key)?;
+        match view.glance(hash, key) {
+            Glance::Seen(seen) => {
+                self.append_seen(view, moment, seen, key, hash, options, now_ms, out, begin)
+            }
+            Glance::Absent if view.sequence.is_still(moment) => {
+                self.inner.tally.miss();
+                Some(Appended::Miss)
+            }
+            _ => self.append_further(key, hash, options, now_ms, out, begin),
+        }
+    }
+
+    /// The same for an item that is not where most are.
+    #[cold]
+    #[inline(never)]
+    fn append_further<A>(
+        &self,
+        key: &[u8],
+        hash: u64,
+        options: &GetOptions,
+        now_ms: u64,
+        out: &mut Vec<u8>,
+        begin: impl FnOnce(&ItemInfo, &mut Vec<u8>) -> Option<A>,
+    ) -> Option<Appended<A>> {
+        let view = self.view(hash);
+        let moment = view.sequence.now()?;
+        match view.sight(hash, key)? {
+            Some(seen) => {
+                self.append_seen(view, moment, seen, key, hash, options, now_ms, out, begin)
+            }
+            None => view.sequence.is_still(moment).then(|| {
+                self.inner.tally.miss();
+                Appended::Miss
+            }),
+        }
+    }
+
+    #[inline(always)]
+    #[expect(clippy::too_many_arguments, reason = "the rest of a function in two ways")]
+    fn append_seen<A>(
+        &self,
+        view: &ShardView,
+        moment: Moment,
+        seen: Sighting,
+        key: &[u8],
+        hash: u64,
+        options: &GetOptions,
+        now_ms: u64,
+        out: &mut Vec<u8>,
+        begin: impl FnOnce(&ItemInfo, &mut Vec<u8>) -> Option<A>,
+    ) -> Option<Appended<A>> {
+        let Sighting { head, parts, item } = seen;
         // Nobody outside is told of anything that was not so.
-        if !view.sequence.is_still(moment) {
+        let is_so = view.sequence.is_still(moment) && parts.deadline > now_ms;
+        if !is_so || self.inner.flush_timer.is_due(now_ms) {
             return None;
         }
-        let Some(Sighting { head, parts, item }) = sighting else {
-            self.inner.tally.miss();
-            return Some(Appended::Miss);
-        };
-        if parts.deadline <= now.ms {
-            return None;
-        }
+        let now = self.clock(now_ms);
         let begun = begin(&parts.info(head, now.s), out);
         let mut end = out.len();
         if begun.is_some() {
@@ -192,16 +235,18 @@ impl Store {
             self.inner.tally.hit();
             return true;
         }
-        self.note_hit(hash, head, moment, now)
+        self.note_hit(hash, head.slot(), moment, now)
     }
 
-    /// Notes a hit on an item found at `moment`. False, with nothing done, when the shard has
-    /// changed since.
+    /// Notes a hit on the plain item found in this slot at `moment`. False, with nothing done, when the
+    /// shard has changed since.
+    #[cold]
     #[inline(never)]
-    fn note_hit(&self, hash: u64, head: Head, moment: Moment, now: Now) -> bool {
+    fn note_hit(&self, hash: u64, slot: Slot, moment: Moment, now: Now) -> bool {
         let mut shard = self.shard(hash);
         let unchanged = shard.view.sequence.is_first_since(moment);
         if unchanged {
+            let head = shard.items.head(slot);
             shard.note_plain_hit(head, hash, false, now);
         }
         unchanged
