@@ -36,7 +36,8 @@ pub use request::{
     Request, Scan, Want, encode,
 };
 pub use response::{
-    Entries, Entry, Extra, HitHead, Invalidated, Kind, Live, Old, Push, Response, Results, Slots, respond,
+    Entries, Entry, Extra, HitHead, Invalidated, Kind, Live, Old, Push, Response, Results, Slots,
+    respond,
 };
 pub use value::{CompressError, Value, compress, inflate};
 pub use wire::Malformed;

@@ -12,8 +12,8 @@ use kiln_protocol::native::admin::{
 };
 use kiln_protocol::native::streams::{Follow, LatestQuery, WindowsQuery};
 use kiln_protocol::native::{
-    CacheRef, Data, Effect, Entry, ErrorCode, Failure, HitHead, Item, Live, Old, Op, Producer, Reading,
-    Request, Response, Scan, Value, Want, encode, end_frame, respond,
+    CacheRef, Data, Effect, Entry, ErrorCode, Failure, HitHead, Item, Live, Old, Op, Producer,
+    Reading, Request, Response, Scan, Value, Want, encode, end_frame, respond,
 };
 use serde_json::{Value as Json, json};
 

@@ -77,10 +77,12 @@ pub(crate) use inflate::{Coding, InflateError, inflate};
 pub(crate) use ingest::{IngestError, RETRY_AFTER_MS, Receipt, Source, check_producer, read_text};
 pub(crate) use lines::Door;
 pub(crate) use query::{
-    Fill, Forecast, LIMIT_DEFAULT, LIMIT_MAX, Range, RangeError, latest_of, range,
+    Fill, Forecast, LIMIT_DEFAULT, LIMIT_MAX, Range, RangeError, latest_reading, range,
 };
 pub(crate) use registry::{Registry, StreamError};
-pub(crate) use stream::{FigureValues, LiveEvent, NAME_LEN_MAX, Stream};
+pub(crate) use stream::{
+    FOLLOWERS_MAX, FigureValues, LiveEvent, NAME_LEN_MAX, Stream, follower_place,
+};
 
 /// Partitions on a node that is in no cluster; as many as a new cluster gets.
 const PARTITIONS: u32 = 1_024;

@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::{
-        Arc,
+        Arc, LazyLock,
         atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
     },
 };
@@ -14,7 +14,7 @@ use kiln_stream::{
     plan::{Plan, PlanError},
 };
 use parking_lot::Mutex;
-use tokio::sync::broadcast;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast};
 
 /// Longest name of a stream.
 pub(crate) const NAME_LEN_MAX: usize = STREAM_NAME_LEN_MAX;
@@ -24,6 +24,17 @@ const LIVE_LEN_MAX: usize = 1_024;
 const RING_LEN_MAX: usize = 1_024;
 /// Producers whose time is kept apart; see [`Stream::heard`].
 const CLOCKS_MAX: usize = 1_024;
+
+/// Followers of all streams of a node at a time.
+pub(crate) const FOLLOWERS_MAX: usize = 256;
+
+static FOLLOWERS: LazyLock<Arc<Semaphore>> =
+    LazyLock::new(|| Arc::new(Semaphore::new(FOLLOWERS_MAX)));
+
+/// A place among the followers, if there is one.
+pub(crate) fn follower_place() -> Option<OwnedSemaphorePermit> {
+    Arc::clone(&FOLLOWERS).try_acquire_owned().ok()
+}
 
 /// A stream.
 pub(crate) struct Stream {
