@@ -27,6 +27,7 @@
 //!   ahead     what is expected after the last window
 //!   lines     the door for lines over TCP
 //!   inflate   compressed bodies
+//!   sources   what streams fetch by themselves: MQTT, Kafka
 //! ```
 //!
 //! Always true: a partition of a stream is changed by one thread, in the order of its queue; what
@@ -51,6 +52,7 @@ mod registry;
 mod render;
 mod shard;
 mod sink;
+mod sources;
 mod stream;
 
 use std::{
@@ -79,7 +81,8 @@ pub(crate) use lines::Door;
 pub(crate) use query::{
     Fill, Forecast, LIMIT_DEFAULT, LIMIT_MAX, Range, RangeError, latest_reading, range,
 };
-pub(crate) use registry::{Registry, StreamError};
+pub(crate) use registry::{Registry, StreamError, Table};
+pub(crate) use sources::{Reading as Sources, SourceFigures};
 pub(crate) use stream::{
     FOLLOWERS_MAX, FigureValues, LiveEvent, NAME_LEN_MAX, Stream, follower_place,
 };

@@ -14,6 +14,8 @@ use kiln_stream::{
     plan::{Plan, PlanError},
 };
 use parking_lot::Mutex;
+
+use super::sources::SourceState;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast};
 
 /// Longest name of a stream.
@@ -51,6 +53,8 @@ pub(crate) struct Stream {
     /// The cache of the changelogs of its partitions.
     pub(crate) state_cache: Box<str>,
     pub(crate) figures: Figures,
+    /// What it fetches by itself, in the order of the definition.
+    pub(crate) sources: Box<[SourceState]>,
     clocks: Mutex<HashMap<Box<str>, ProducerClock>>,
     /// Rises when a producer's time does.
     clock_version: AtomicU64,
@@ -166,6 +170,7 @@ figures! {
 impl Stream {
     /// Works a definition out. `text` is how it is agreed on.
     pub(crate) fn new(id: u64, name: &str, text: &str, plan: Plan) -> Self {
+        let sources = plan.definition().sources.iter().map(SourceState::new).collect();
         let latest = plan.definition().latest.cache().unwrap_or(name).into();
         Self {
             id,
@@ -176,6 +181,7 @@ impl Stream {
             windows_cache: format!("{name}.windows").into(),
             state_cache: format!("{name}.state").into(),
             figures: Figures::default(),
+            sources,
             clocks: Mutex::default(),
             clock_version: AtomicU64::new(0),
             live: broadcast::Sender::new(LIVE_LEN_MAX),
