@@ -44,7 +44,7 @@ impl Broker {
              persistence_location {place}/\nmax_inflight_messages 500\nmax_queued_messages 0\n"
         );
         fs::write(dir.path().join("mosquitto.conf"), settings).unwrap();
-        let child = run(&binary, dir.path());
+        let child = run(binary, dir.path());
         let broker = Self { child, port, dir };
         broker.until_it_listens();
         Some(broker)
@@ -61,7 +61,7 @@ impl Broker {
     }
 
     fn restart(&mut self) {
-        self.child = run(&binary().unwrap(), self.dir.path());
+        self.child = run(binary().unwrap(), self.dir.path());
         self.until_it_listens();
     }
 
