@@ -429,7 +429,32 @@ pub(crate) async fn ask_structure<T: serde::de::DeserializeOwned>(
     deadline: Deadline,
     encode: impl FnOnce(&mut Vec<u8>, u32),
 ) -> Result<T, Error> {
-    let structure = ask_done(connection, deadline, encode).await?;
-    admin::get(&structure)
-        .map_err(|_| connection.peer.unexpected("a structure that cannot be read"))
+    let answer = connection.submit(deadline, 0, encode).await?.await?;
+    structure_of(answer, &connection.peer)
+}
+
+/// The structure that an answer is to have.
+pub(crate) fn structure_of<T: serde::de::DeserializeOwned>(
+    answer: Answer,
+    peer: &Peer,
+) -> Result<T, Error> {
+    match answer {
+        Answer::Done(structure) => {
+            admin::get(&structure).map_err(|_| peer.unexpected("a structure that cannot be read"))
+        }
+        Answer::Failed(error) => Err(error),
+        _ => Err(peer.unexpected("an answer to something else")),
+    }
+}
+
+/// Asks for a structure that may not be there.
+pub(crate) async fn ask_if_there<T: serde::de::DeserializeOwned>(
+    connection: &Arc<Connection>,
+    deadline: Deadline,
+    encode: impl FnOnce(&mut Vec<u8>, u32),
+) -> Result<Option<T>, Error> {
+    match connection.submit(deadline, 0, encode).await?.await? {
+        Answer::NotFound => Ok(None),
+        answer => structure_of(answer, &connection.peer).map(Some),
+    }
 }

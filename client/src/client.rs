@@ -15,7 +15,7 @@ use kiln_protocol::native::{
 
 use crate::{
     Address, AddressError, Builder, Cache, Error, Events, Operation,
-    call::{Attempts, ask_done, ask_structure},
+    call::{Attempts, ask_done, ask_if_there, ask_structure},
     connection::Connection,
     core::{CallOptions, Core, Node},
 };
@@ -336,7 +336,35 @@ impl Client {
         }
     }
 
-    async fn ask_for<T: serde::de::DeserializeOwned>(
+    /// The same, where there may be nothing.
+    pub(crate) async fn ask_unless_missing<T: serde::de::DeserializeOwned>(
+        &self,
+        encode: impl Fn(&mut Vec<u8>, u32) + Send,
+    ) -> Result<Option<T>, Error> {
+        let mut attempts = Attempts::new(&self.default, Operation::Administration, true);
+        loop {
+            let deadline = attempts.deadline;
+            let error = match self.core.any_connection(deadline).await {
+                Err(error) => error,
+                Ok(connection) => match ask_if_there(&connection, deadline, &encode).await {
+                    Ok(found) => return attempts.succeeded(found),
+                    Err(error) => error,
+                },
+            };
+            attempts.failed(error, true).await?;
+        }
+    }
+
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
+    /// Where the client's tasks run.
+    pub(crate) fn runtime(&self) -> tokio::runtime::Handle {
+        self.core.settings.runtime.clone()
+    }
+
+    pub(crate) async fn ask_for<T: serde::de::DeserializeOwned>(
         &self,
         encode: impl Fn(&mut Vec<u8>, u32) + Send,
     ) -> Result<T, Error> {

@@ -33,6 +33,7 @@ use crate::{
     near::{NearCache, NearCacheConfig},
     retry::RetryPolicy,
     router::{Route, Router},
+    stream::Followers,
     transport::Connector,
 };
 
@@ -238,6 +239,7 @@ pub(crate) struct Core {
     /// One asks for the topology at a time; when that was last done.
     refreshing: tokio::sync::Mutex<Option<Instant>>,
     retry_number: AtomicU64,
+    pub(crate) followers: Followers,
 }
 
 impl std::fmt::Debug for Core {
@@ -280,6 +282,7 @@ impl Core {
                 events: Announcer::new(),
                 refreshing: tokio::sync::Mutex::new(None),
                 retry_number: AtomicU64::new(0),
+                followers: Followers::default(),
             }
         })
     }
@@ -472,6 +475,7 @@ impl Pushes for Weak<Core> {
                 tracing::debug!(address = &*connection.peer.address, reason, "the node leaves");
                 connection.leave();
             }
+            Push::Live(live) => core.followers.tell(&live),
             Push::Unknown { .. } => {}
         }
     }

@@ -47,6 +47,11 @@
 //! [`NearCacheConfig::staleness_max`] behind the last acknowledged write of whichever client, and
 //! never behind this client's own.
 //!
+//! # Sensor readings
+//!
+//! [`Client::stream`] sends readings in batches that count once each ([`Producer`]), asks for latest
+//! values and windows, and follows results as they come.
+//!
 //! # Dropping calls
 //!
 //! Each future may be dropped at any moment: the client and other calls go on. What a dropped
@@ -90,6 +95,7 @@ mod operations;
 mod retry;
 mod router;
 mod scan;
+mod stream;
 mod transport;
 mod typed;
 
@@ -111,12 +117,17 @@ pub use kiln_protocol::native::{
         NodeStatus, NodeView, PartitionDigest, ProtocolInfo, TopologyView, TransferView, Warning,
         change,
     },
+    streams::{BadReading, LatestReading},
 };
 pub use loader::{LoadReport, Loader};
 pub use metrics::{Counters, Metrics, Operation};
 pub use near::NearCacheConfig;
 pub use retry::RetryPolicy;
 pub use scan::{Entry, Pages, Scan};
+pub use stream::{
+    Fill, Follow, Follower, LiveEvent, LiveKind, Producer, ProducerBuilder, ProducerError, Reading,
+    Stream, Totals, Window, Windows, WindowsRequest,
+};
 pub use transport::{Connecting, Connector, TcpConnector, Transport};
 #[cfg(feature = "json")]
 pub use typed::Json;

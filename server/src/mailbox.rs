@@ -30,6 +30,8 @@ pub(crate) enum Note {
     },
     /// Nodes or caches came or went.
     Topology,
+    /// Answers to requests about streams are ready, or what followers are told.
+    Answers,
     /// The node stops.
     Goodbye,
 }
@@ -88,6 +90,15 @@ impl Mailbox {
         self.put(|notes| {
             if !notes.contains(&Note::Topology) {
                 notes.push(Note::Topology);
+            }
+        });
+    }
+
+    /// What was asked of streams is answered.
+    pub(crate) fn answers_are_ready(&self) {
+        self.put(|notes| {
+            if !notes.contains(&Note::Answers) {
+                notes.push(Note::Answers);
             }
         });
     }

@@ -10,6 +10,7 @@
 //!   kiln-http    HTTP: items, caches, health, metrics
 //!   kiln-stream-N  sensor streams: one for some of the partitions each (see `streams`)
 //!   kiln-lines   readings as lines
+//!   kiln-sources readings that streams fetch: MQTT, Kafka
 //!   kiln-upkeep  ends items whose time is over
 //!   kiln-cluster other nodes: links and the replication core (see `cluster`)
 //!   kiln-control the controller group (see `control`)
@@ -110,6 +111,7 @@ pub(crate) fn run(loaded: Loaded) -> Result<(), Failure> {
         }
         None => None,
     };
+    let sources = streams::Sources::start(Arc::clone(&node)).map_err(thread_failure)?;
     let mut workers = Workers::start(&node, &sockets.clients)?;
     let http = match sockets.http {
         Some(listener) => {
@@ -166,6 +168,7 @@ pub(crate) fn run(loaded: Loaded) -> Result<(), Failure> {
     if let Some(server) = http {
         server.stop();
     }
+    sources.stop();
     streams.stop();
     upkeep.stop();
     if let Some(running) = clustered {

@@ -9,6 +9,7 @@ use crate::aggregate::Aggregate;
 use crate::detect::Detector;
 use crate::fit::Fit;
 use crate::parse::{Format, Unit};
+use crate::source::SourceDefinition;
 use crate::span::Span;
 
 /// Everything that is agreed about a stream except its name.
@@ -29,6 +30,9 @@ pub struct Definition {
     /// The columns of `csv` in order; empty when the first line of a source names them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub columns: Vec<String>,
+    /// Where the stream fetches readings by itself, at most [`crate::source::SOURCES_MAX`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<SourceDefinition>,
     /// A reading is taken only where this expression is true: `value > -40.0 && sensor != "test"`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub filter: Option<String>,
@@ -73,6 +77,7 @@ impl Default for Definition {
             sensor: None,
             value: None,
             columns: Vec::new(),
+            sources: Vec::new(),
             filter: None,
             map: None,
             latest: Latest::default(),
@@ -253,6 +258,7 @@ mod tests {
             format = "csv"
             timestamp = { field = "when", unit = "iso" }
             latest = "arrival"
+            sources = [{ mqtt = "mqtt://broker:1883", topic = "plant/+/temperature" }]
             windows = [{ count = 100 }, { session = "30s", name = "visits" }]
             detectors = ["ewma_z", { threshold = { above = 80.0 } }, "flatline"]
             fits = [{ arma = [2, 1] }]

@@ -30,5 +30,6 @@ pub mod reading;
 pub mod record;
 mod sensor;
 pub mod snapshot;
+pub mod source;
 pub mod span;
 mod window;

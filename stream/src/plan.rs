@@ -8,6 +8,7 @@ use crate::definition::{Definition, Timestamp};
 use crate::detect::Detector;
 use crate::expression::{ExpressionError, Program, Type};
 use crate::parse::{Format, Layout, Unit};
+use crate::source::SOURCES_MAX;
 use crate::span::Span;
 use crate::window::{CountWindow, SessionWindow, TimeWindow};
 
@@ -166,6 +167,22 @@ pub enum PlanError {
         /// What it may be.
         allowed: &'static str,
     },
+    /// Too many sources.
+    #[error("sources: {count} are given, at most {SOURCES_MAX} are allowed")]
+    TooManySources {
+        /// How many.
+        count: usize,
+    },
+    /// A source that cannot work.
+    #[error("sources[{at}].{field}: {allowed}")]
+    Source {
+        /// Which source.
+        at: usize,
+        /// Which field.
+        field: &'static str,
+        /// What it may be.
+        allowed: &'static str,
+    },
     /// Too many fits, or one with orders out of range.
     #[error("fits: {0}")]
     Fits(&'static str),
@@ -179,6 +196,7 @@ impl Plan {
             return Err(PlanError::TooManyWindows { count });
         }
         check_source(&definition)?;
+        check_sources(&definition)?;
         check_detectors(&definition.detectors)?;
         if definition.fits.len() > FITS_MAX {
             return Err(PlanError::Fits("at most 4 are allowed"));
@@ -393,6 +411,21 @@ fn check_source(definition: &Definition) -> Result<(), PlanError> {
     Ok(())
 }
 
+fn check_sources(definition: &Definition) -> Result<(), PlanError> {
+    let sources = &definition.sources;
+    if sources.len() > SOURCES_MAX {
+        return Err(PlanError::TooManySources { count: sources.len() });
+    }
+    for (at, source) in sources.iter().enumerate() {
+        let wrong = |(field, allowed)| PlanError::Source { at, field, allowed };
+        source.check(definition.format).map_err(wrong)?;
+        if sources[..at].iter().any(|other| other.name() == source.name()) {
+            return Err(wrong(("name", "another source has it; give each its own")));
+        }
+    }
+    Ok(())
+}
+
 fn check_detectors(detectors: &[Detector]) -> Result<(), PlanError> {
     if detectors.len() > DETECTORS_MAX {
         return Err(PlanError::TooManyDetectors { count: detectors.len() });
@@ -452,6 +485,11 @@ mod tests {
             (r#"{"aggregates": ["sum", "sum"]}"#, "aggregates: \"sum\" is given twice"),
             (r#"{"sensor": "x"}"#, "sensor: only for csv"),
             (r#"{"format": "csv", "columns": ["a"]}"#, "columns: has no \"sensor\""),
+            (r#"{"sources": [{"topic": "a"}]}"#, "sources[0].mqtt: give exactly one"),
+            (
+                r#"{"sources": [{"kafka": "a", "topic": "t"}, {"kafka": "b", "topic": "t"}]}"#,
+                "sources[1].name: another source has it",
+            ),
             (r#"{"retention": "0s"}"#, "retention: must be above zero"),
             (r#"{"filter": "value +"}"#, "filter: "),
             (r#"{"map": "value > 1.0"}"#, "map: "),

@@ -41,7 +41,7 @@ pub(crate) async fn greet(
     let wrong = |what| Reason::UnexpectedAnswer { address: address.clone(), what };
 
     let mut capabilities = vec![capability::INVALIDATION, capability::TOPOLOGY];
-    capabilities.push(capability::RETRY_WINDOW);
+    capabilities.extend([capability::RETRY_WINDOW, capability::INGEST]);
     if greeting.compress {
         capabilities.push(capability::LZ4);
     }

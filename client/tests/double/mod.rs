@@ -586,6 +586,9 @@ impl Shared {
             | Body::ChangeCluster(_)
             | Body::Digests(_)
             | Body::Ingest(_)
+            | Body::Latest(_)
+            | Body::Windows(_)
+            | Body::Follow(_)
             | Body::Unknown { .. } => {
                 let failure = Failure::refused(ErrorCode::UnknownOperation, "unknown");
                 respond::failure(out, id, &failure);

@@ -48,6 +48,9 @@ fuzz_target!(|body: &[u8]| {
         Body::ClusterStatus => encode::bare(&mut out, id, Op::ClusterStatus),
         Body::ChangeCluster(change) => encode::change_cluster(&mut out, id, change),
         Body::Digests(request) => encode::digests(&mut out, id, request),
+        Body::Latest(query) => encode::latest(&mut out, id, query),
+        Body::Windows(query) => encode::windows(&mut out, id, query),
+        Body::Follow(follow) => encode::follow(&mut out, id, follow),
     }
     assert_eq!(Request::decode(&out[4..]), Ok(request));
 });

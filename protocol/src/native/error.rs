@@ -114,6 +114,11 @@ codes! {
     Internal = 21, "internal";
     /// A limit on the number of something: caches, handles, trackers.
     LimitReached = 22, "limit-reached";
+    /// There is no stream of this name.
+    NoSuchStream = 23, "no-such-stream";
+    /// The batch is of an earlier life of its producer, or its number is so far behind that nobody
+    /// knows whether it was taken in.
+    StaleProducer = 24, "stale-producer";
 }
 
 /// A failed request, as it is told.

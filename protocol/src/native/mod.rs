@@ -24,6 +24,7 @@ mod list;
 mod numbered;
 mod request;
 mod response;
+pub mod streams;
 mod value;
 mod wire;
 
@@ -35,7 +36,8 @@ pub use request::{
     Request, Scan, Want, encode,
 };
 pub use response::{
-    Entries, Entry, Extra, HitHead, Invalidated, Kind, Old, Push, Response, Results, Slots, respond,
+    Entries, Entry, Extra, HitHead, Invalidated, Kind, Live, Old, Push, Response, Results, Slots,
+    respond,
 };
 pub use value::{CompressError, Value, compress, inflate};
 pub use wire::Malformed;

@@ -10,6 +10,7 @@ use super::admin;
 use super::error::ErrorCode;
 use super::list::{Element, List};
 use super::numbered::numbered;
+use super::streams;
 use super::value::Value;
 use super::wire::{Malformed, Reader, malformed, wrong};
 use super::{CURSOR_LEN_MAX, KEY_LEN_MAX};
@@ -67,6 +68,12 @@ numbered! {
     Info = 38;
     /// Sensor readings.
     Ingest = 40;
+    /// The latest reading of a sensor.
+    Latest = 41;
+    /// Results of a sensor's windows.
+    Windows = 42;
+    /// Ask for results as they come.
+    Follow = 43;
     /// How the cluster is.
     ClusterStatus = 50;
     /// Drain, remove or weigh a node, acknowledge losses.
@@ -150,7 +157,8 @@ pub struct Producer<'a> {
     pub id: &'a str,
     /// Rises when the producer starts anew.
     pub epoch: u64,
-    /// Of the first reading of this batch; rises by one with each reading.
+    /// The number of this batch within the epoch, rising from any start: a batch that is sent again
+    /// has the same number and the same readings.
     pub sequence: u64,
 }
 
@@ -226,6 +234,12 @@ pub enum Body<'a> {
     Info,
     /// Readings.
     Ingest(Ingest<'a>),
+    /// The latest reading of a sensor.
+    Latest(Box<streams::LatestQuery>),
+    /// Results of a sensor's windows.
+    Windows(Box<streams::WindowsQuery>),
+    /// Results as they come.
+    Follow(Box<streams::Follow>),
     /// How the cluster is.
     ClusterStatus,
     /// A change of the cluster.
@@ -393,6 +407,18 @@ impl<'a> Body<'a> {
             Op::Digests => {
                 argument(left)?;
                 Body::Digests(Box::new(structure(reader)?))
+            }
+            Op::Latest => {
+                argument(left)?;
+                Body::Latest(Box::new(structure(reader)?))
+            }
+            Op::Windows => {
+                argument(left)?;
+                Body::Windows(Box::new(structure(reader)?))
+            }
+            Op::Follow => {
+                argument(left)?;
+                Body::Follow(Box::new(structure(reader)?))
             }
             Op::Ingest => {
                 argument(left)?;

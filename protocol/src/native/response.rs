@@ -88,6 +88,20 @@ impl<'a> Element<'a> for u32 {
     }
 }
 
+/// A result, an alarm, or what else a follower of a stream is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Live<'a> {
+    /// The number of the [`Follow`](super::streams::Follow).
+    pub number: u32,
+    /// `window`, `alarm`, `fit` or `late`; `missed`: the follower was too slow; `ended`: there is
+    /// no such stream any more.
+    pub kind: &'a str,
+    /// The sensor.
+    pub sensor: &'a [u8],
+    /// The event as JSON, as in `GET /v1/streams/{stream}/live`.
+    pub event: &'a str,
+}
+
 /// What a node says without being asked.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Push<'a> {
@@ -100,6 +114,8 @@ pub enum Push<'a> {
         /// Why.
         reason: &'a str,
     },
+    /// Something of a stream that is followed.
+    Live(Live<'a>),
     /// A push of a later version.
     Unknown {
         /// Its number.
@@ -110,6 +126,7 @@ pub enum Push<'a> {
 const PUSH_INVALIDATE: u64 = 1;
 const PUSH_TOPOLOGY: u64 = 2;
 const PUSH_GOODBYE: u64 = 3;
+const PUSH_LIVE: u64 = 4;
 
 /// An answer.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -383,6 +400,12 @@ impl<'a> Push<'a> {
                 Self::Topology(&before[..before.len() - reader.rest().len()])
             }
             PUSH_GOODBYE => Self::Goodbye { reason: fields.take()?.str()? },
+            PUSH_LIVE => Self::Live(Live {
+                number: fields.take()?.u32()?,
+                kind: fields.take()?.str()?,
+                sensor: fields.take()?.bytes()?,
+                event: fields.take()?.str()?,
+            }),
             what => Self::Unknown { what },
         })
     }
@@ -706,6 +729,17 @@ pub mod respond {
         frame(out, Kind::Push, 0, 2, |out| {
             put_uint(out, PUSH_GOODBYE);
             put_str(out, reason);
+        });
+    }
+
+    /// Push: something of a stream that is followed.
+    pub fn live(out: &mut Vec<u8>, live: &Live<'_>) {
+        frame(out, Kind::Push, 0, 5, |out| {
+            put_uint(out, PUSH_LIVE);
+            put_uint(out, u64::from(live.number));
+            put_str(out, live.kind);
+            put_bin(out, live.sensor);
+            put_str(out, live.event);
         });
     }
 

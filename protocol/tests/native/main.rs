@@ -37,6 +37,9 @@ fn write_again(out: &mut Vec<u8>, request: &Request<'_>) {
         Body::Ingest(ingest) => {
             encode::ingest(out, id, ingest.stream, ingest.producer, ingest.readings);
         }
+        Body::Latest(query) => encode::latest(out, id, query),
+        Body::Windows(query) => encode::windows(out, id, query),
+        Body::Follow(follow) => encode::follow(out, id, follow),
         Body::Unknown { op } => panic!("operation {op} cannot be written"),
     }
 }

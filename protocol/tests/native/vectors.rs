@@ -10,9 +10,10 @@ use kiln_protocol::command::{
 use kiln_protocol::native::admin::{
     CacheSpec, ClusterChange, Credentials, DigestRequest, Hello, Limits, Subscribe, Welcome, change,
 };
+use kiln_protocol::native::streams::{Follow, LatestQuery, WindowsQuery};
 use kiln_protocol::native::{
-    CacheRef, Data, Effect, Entry, ErrorCode, Failure, HitHead, Item, Old, Op, Producer, Reading,
-    Request, Response, Scan, Value, Want, encode, end_frame, respond,
+    CacheRef, Data, Effect, Entry, ErrorCode, Failure, HitHead, Item, Live, Old, Op, Producer,
+    Reading, Request, Response, Scan, Value, Want, encode, end_frame, respond,
 };
 use serde_json::{Value as Json, json};
 
@@ -244,6 +245,26 @@ fn requests() -> Vec<Vector> {
             ];
             encode::ingest(out, 31, "plant", Some(producer), readings.into_iter());
         }),
+        vector("latest", "the latest reading of `sensor1`", |out| {
+            let (stream, sensor) = ("plant".to_owned(), b"sensor1".to_vec());
+            encode::latest(out, 35, &LatestQuery { stream, sensor });
+        }),
+        vector("windows", "ten windows of ten seconds of `sensor1`, gaps filled", |out| {
+            let query = WindowsQuery {
+                stream: "plant".to_owned(),
+                sensor: b"sensor1".to_vec(),
+                window: Some("10s".to_owned()),
+                from: Some(1_700_000_000_000),
+                to: None,
+                fill: "previous".to_owned(),
+                limit: 10,
+            };
+            encode::windows(out, 36, &query);
+        }),
+        vector("follow", "every alarm of the stream from now on, as number 3", |out| {
+            let (stream, kind) = ("plant".to_owned(), "alarm".to_owned());
+            encode::follow(out, 37, &Follow { stream, kind, number: 3, ..Follow::default() });
+        }),
         vector("cluster-status", "how the cluster is", |out| {
             encode::bare(out, 32, Op::ClusterStatus)
         }),
@@ -356,6 +377,10 @@ fn responses() -> Vec<Vector> {
         }),
         vector("push-invalidate-all", "forget all you know of the cache with handle 3", |out| {
             respond::invalidate(out, 3, None);
+        }),
+        vector("push-live", "a window of `sensor1` closed, told to follower 3", |out| {
+            let event = r#"{"sensor":"sensor1","window":"10s","start":0,"end":10000,"revision":0}"#;
+            respond::live(out, &Live { number: 3, kind: "window", sensor: b"sensor1", event });
         }),
         vector("push-goodbye", "the node shuts down", |out| respond::goodbye(out, "shutting down")),
     ]

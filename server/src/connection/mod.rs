@@ -15,6 +15,7 @@ pub(crate) mod budget;
 mod output;
 mod shell;
 
+use std::sync::Arc;
 use std::task::{self, Poll};
 
 use crate::{
@@ -79,7 +80,7 @@ pub(crate) enum Then {
 
 /// Everything a session works with.
 pub(crate) struct Context<'a> {
-    pub(crate) node: &'a Node,
+    pub(crate) node: &'a Arc<Node>,
     pub(crate) worker: &'a WorkerState,
     pub(crate) output: &'a mut Output,
     /// What the connection's replies keep pinned.

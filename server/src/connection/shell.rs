@@ -91,7 +91,7 @@ pub(crate) async fn serve<S: Session>(
 }
 
 struct Connection<'a, S> {
-    node: &'a Node,
+    node: &'a Arc<Node>,
     worker: &'a WorkerState,
     peer: &'a Peer,
     stream: Stream,

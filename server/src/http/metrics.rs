@@ -349,6 +349,50 @@ fn about_streams(families: &mut Families, node: &Node) {
         .collect();
     let help = "How far the least watermark is behind the clock.";
     families.gauge("kiln_stream_watermark_lag_seconds", help, &lags);
+    about_sources(families, &table);
+}
+
+fn about_sources(families: &mut Families, table: &crate::streams::Table) {
+    let of_stream = |stream: &std::sync::Arc<crate::streams::Stream>| {
+        let name = stream.name.to_string();
+        stream.sources.iter().map(move |source| (name.clone(), source.read())).collect::<Vec<_>>()
+    };
+    let read: Vec<_> = table.values().flat_map(of_stream).collect();
+    if read.is_empty() {
+        return;
+    }
+    let labels: Vec<_> = read
+        .iter()
+        .map(|(stream, source)| [("stream", &**stream), ("source", &*source.name)])
+        .collect();
+    type Of = fn(&crate::streams::SourceFigures) -> u64;
+    let counters: [(&str, &str, Of); 5] = [
+        ("messages_total", "Messages that came from a source.", |f| f.messages),
+        ("readings_total", "Readings of a source taken in.", |f| f.readings),
+        ("rejected_total", "Lines of a source that gave no reading.", |f| f.rejected),
+        ("skipped_total", "Messages of a source left out: retained ones.", |f| f.skipped),
+        ("reconnects_total", "Connections lost or not made.", |f| f.reconnects),
+    ];
+    for (name, help, of) in counters {
+        let rows = labels.iter().zip(&read);
+        let values: Vec<_> =
+            rows.map(|(labels, (_, figures))| (labels.as_slice(), of(figures) as f64)).collect();
+        families.counter(&format!("kiln_stream_source_{name}"), help, &values);
+    }
+    let rows = || labels.iter().zip(&read);
+    let running: Vec<_> = rows()
+        .filter(|(_, (_, figures))| figures.state != "elsewhere")
+        .map(|(labels, (_, figures))| {
+            (labels.as_slice(), f64::from(u8::from(figures.state == "running")))
+        })
+        .collect();
+    let help = "Whether a source that this node reads is connected and its readings are taken in.";
+    families.gauge("kiln_stream_source_up", help, &running);
+    let lags: Vec<_> = rows()
+        .filter_map(|(labels, (_, figures))| Some((labels.as_slice(), figures.lag? as f64)))
+        .collect();
+    let help = "Messages of a source that are there and were not fetched yet.";
+    families.gauge("kiln_stream_source_lag", help, &lags);
 }
 
 fn about_http(families: &mut Families, node: &Node) {

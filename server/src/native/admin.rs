@@ -11,7 +11,7 @@ use crate::{
     connection::Context,
     hottest, latency,
     listen::Protocol,
-    native::{RETRY_AFTER_MS, batch::no_such_cache, cluster_view, session::Native},
+    native::{RETRY_AFTER_MS, batch::no_such_cache, cluster_view, session::Native, streams},
     node::Node,
     process::Usage,
 };
@@ -115,8 +115,8 @@ pub(super) fn run(
             },
             None => no_such_cache(replies, id),
         },
-        Body::Ingest(_) => {
-            refuse(replies, ErrorCode::Unsupported, "this version has no streams");
+        body @ (Body::Ingest(_) | Body::Latest(_) | Body::Windows(_) | Body::Follow(_)) => {
+            streams::run(session, node, id, body, replies);
         }
         Body::Unknown { op } => {
             context.worker.counters.protocol_errors.add(1);

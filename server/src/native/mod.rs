@@ -8,6 +8,7 @@
 //!   replace   writes that hand back what they replaced
 //!   scan      a step through a cache
 //!   admin     caches, figures
+//!   streams   readings, and what came of them
 //!   cluster_view  the cluster: its table, how it is, changes of it, digests of copies
 //! ```
 
@@ -19,6 +20,7 @@ mod item;
 mod replace;
 pub(crate) mod scan;
 mod session;
+mod streams;
 
 use kiln_protocol::native::{ErrorCode, Failure, KEY_LEN_MAX, admin::Limits, respond};
 

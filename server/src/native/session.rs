@@ -30,12 +30,14 @@ use crate::{
         HANDLES_MAX, batch, cluster_view,
         clustered::{Pending, Way},
         frame_len_max, gathered_len_max, limits,
+        streams::Deferred,
     },
     node::Node,
 };
 
 /// What this node can do, if the client can.
-const CAPABILITIES: [&str; 3] = [capability::LZ4, capability::INVALIDATION, capability::TOPOLOGY];
+const CAPABILITIES: [&str; 4] =
+    [capability::LZ4, capability::INVALIDATION, capability::TOPOLOGY, capability::INGEST];
 
 /// A native client.
 pub(crate) struct Native {
@@ -53,6 +55,8 @@ pub(crate) struct Native {
     handles: Vec<Handle>,
     /// Requests that wait for other nodes.
     pub(super) pending: Option<Pending>,
+    /// Requests about streams; `None` before the first.
+    pub(super) deferred: Option<Box<Deferred>>,
     /// Losses of data that this client was told of.
     told: BTreeMap<Place, Generation>,
     /// It need not be told of those before.
@@ -81,6 +85,7 @@ impl Native {
             handles: vec![Handle { number: 0, key: CacheKey::DEFAULT, tracker: None }],
             next_number: 1,
             pending: None,
+            deferred: None,
             told: BTreeMap::new(),
             since_ms: node.clock.now_ms(),
         }
@@ -267,6 +272,11 @@ impl Native {
                     }
                 }
                 Note::Topology => respond::topology(replies, &cluster_view::topology(context.node)),
+                Note::Answers => {
+                    if let Some(deferred) = &self.deferred {
+                        deferred.take(replies);
+                    }
+                }
                 Note::Goodbye => respond::goodbye(replies, "the node is shutting down"),
             }
         }

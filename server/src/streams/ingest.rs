@@ -189,6 +189,7 @@ impl Streams {
                 stream: Arc::clone(stream),
                 producer: Arc::clone(&producer),
                 parts,
+                offsets: Vec::new(),
                 reply,
                 _room: Arc::clone(&room),
             });

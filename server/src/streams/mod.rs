@@ -27,6 +27,7 @@
 //!   ahead     what is expected after the last window
 //!   lines     the door for lines over TCP
 //!   inflate   compressed bodies
+//!   sources   what streams fetch by themselves: MQTT, Kafka
 //! ```
 //!
 //! Always true: a partition of a stream is changed by one thread, in the order of its queue; what
@@ -51,6 +52,7 @@ mod registry;
 mod render;
 mod shard;
 mod sink;
+mod sources;
 mod stream;
 
 use std::{
@@ -77,10 +79,13 @@ pub(crate) use inflate::{Coding, InflateError, inflate};
 pub(crate) use ingest::{IngestError, RETRY_AFTER_MS, Receipt, Source, check_producer, read_text};
 pub(crate) use lines::Door;
 pub(crate) use query::{
-    Fill, Forecast, LIMIT_DEFAULT, LIMIT_MAX, Range, RangeError, latest_of, range,
+    Fill, Forecast, LIMIT_DEFAULT, LIMIT_MAX, Range, RangeError, latest_reading, range,
 };
-pub(crate) use registry::{Registry, StreamError};
-pub(crate) use stream::{FigureValues, LiveEvent, NAME_LEN_MAX, Stream};
+pub(crate) use registry::{Registry, StreamError, Table};
+pub(crate) use sources::{Reading as Sources, SourceFigures};
+pub(crate) use stream::{
+    FOLLOWERS_MAX, FigureValues, LiveEvent, NAME_LEN_MAX, Stream, follower_place,
+};
 
 /// Partitions on a node that is in no cluster; as many as a new cluster gets.
 const PARTITIONS: u32 = 1_024;

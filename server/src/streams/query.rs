@@ -109,16 +109,32 @@ pub(crate) enum RangeError {
 }
 
 /// Time and value of a sensor's latest reading, from the node that keeps its state.
-pub(crate) async fn latest_of(
-    node: &Node,
-    stream: &Arc<Stream>,
-    sensor: &[u8],
-) -> Option<(i64, f64)> {
+async fn latest_of(node: &Node, stream: &Arc<Stream>, sensor: &[u8]) -> Option<(i64, f64)> {
     match owner(node, stream, place_of(node, sensor).0) {
         Owner::Here(_) => latest_here(node, stream, sensor).await,
         Owner::There(to) => latest_there(node, stream, to, sensor).await,
         Owner::Nobody => None,
     }
+}
+
+/// Value of a sensor's latest reading, and its time where that is known: another node may keep the
+/// state, or it may be out of retention, and the value still be there.
+pub(crate) async fn latest_reading(
+    node: &Node,
+    stream: &Arc<Stream>,
+    sensor: &[u8],
+) -> Option<(Option<i64>, f64)> {
+    if let Some((time, value)) = latest_of(node, stream, sensor).await {
+        return Some((Some(time), value));
+    }
+    let table = node.caches.load_full();
+    let cache = table.by_name(&stream.latest_cache).map(|(_, cache)| Arc::clone(cache))?;
+    let performed = perform(node, &cache, Command::Get(Get::plain(sensor))).await;
+    let (Outcome::Hit(item), Some(value)) = (performed.outcome, performed.value) else {
+        return None;
+    };
+    let bytes = value.copy(0..item.value_len);
+    Some((None, std::str::from_utf8(&bytes).ok()?.parse().ok()?))
 }
 
 /// The same on this node.

@@ -19,6 +19,7 @@ use kiln_engine::policy::PolicyKind;
 use kiln_protocol::native::{ErrorCode, admin::CacheSpec};
 use parking_lot::Mutex;
 
+use super::sources;
 use super::stream::{DefinitionError, NAME_LEN_MAX, Stream};
 use crate::{
     caches::{CacheError, CacheSettings, DEFAULT, Mode},
@@ -51,6 +52,14 @@ pub(crate) enum StreamError {
     /// Nothing was done.
     #[error("{0}")]
     Definition(#[from] DefinitionError),
+    /// Nothing was done.
+    #[error("sources[{at}]: {reason}")]
+    Source {
+        /// Which.
+        at: usize,
+        /// What it lacks.
+        reason: &'static str,
+    },
     /// Nothing was done.
     #[error("there is a stream `{0}` with another definition; drop it first")]
     Exists(Box<str>),
@@ -156,6 +165,7 @@ impl Registry {
         // In one form, so that two who mean the same say the same.
         let plan = Stream::plan_of(text)?;
         let text = serde_json::to_string(plan.definition()).map_err(DefinitionError::from)?;
+        sources::check(plan.definition())?;
         if let Some(known) = self.get(name) {
             let same = *known.text == *text;
             return if same { Ok((known, false)) } else { Err(StreamError::Exists(name.into())) };

@@ -23,7 +23,7 @@ use kiln_stream::{
     effects::Outcome,
     operator::Refused,
     reading::Batch,
-    record::{Producer, Record},
+    record::{Producer, Record, SourceOffset},
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc, oneshot, watch},
@@ -61,6 +61,14 @@ pub(super) enum Job {
         sensor: Box<[u8]>,
         reply: oneshot::Sender<Option<(i64, f64)>>,
     },
+    /// How far sources were read.
+    #[cfg(feature = "kafka")]
+    Offsets {
+        partition: u32,
+        stream: Arc<Stream>,
+        sources: [String; 2],
+        reply: oneshot::Sender<Option<[Option<i64>; 2]>>,
+    },
     /// The results of a count or session window that are kept in mind, oldest first.
     Recent {
         partition: u32,
@@ -76,6 +84,8 @@ pub(super) struct Apply {
     pub(super) stream: Arc<Stream>,
     pub(super) producer: Arc<Producer>,
     pub(super) parts: Vec<(u32, Batch)>,
+    /// How far sources were read, which is noted in each of the partitions.
+    pub(super) offsets: Vec<SourceOffset>,
     pub(super) reply: oneshot::Sender<Receipt>,
     /// Room on the way, given back when the job is done.
     pub(super) _room: Arc<OwnedSemaphorePermit>,
@@ -145,6 +155,13 @@ impl Shard {
                     let slot = self.found(&stream, partition).await;
                     let _ = reply.send(slot.and_then(|slot| slot.operator.latest(&sensor)));
                 }
+                #[cfg(feature = "kafka")]
+                Job::Offsets { partition, stream, sources, reply } => {
+                    let slot = self.found(&stream, partition).await;
+                    let offset = |source: &String| slot.as_ref()?.operator.offset(source);
+                    let offsets = sources.each_ref().map(offset);
+                    let _ = reply.send(slot.is_some().then_some(offsets));
+                }
                 Job::Recent { partition, stream, sensor, window, reply } => {
                     let slot = self.found(&stream, partition).await;
                     let found = slot.and_then(|slot| slot.recent.get(&(sensor, window)).cloned());
@@ -154,7 +171,7 @@ impl Shard {
         }
     }
 
-    async fn run_apply(&mut self, first: Apply, inbox: &mut mpsc::Receiver<Job>) {
+    async fn run_apply(&mut self, mut first: Apply, inbox: &mut mpsc::Receiver<Job>) {
         if !self.sink.has_room() {
             let text = "results cannot be written to their caches fast enough".to_owned();
             let receipt = refuse_all(&first.stream, first.parts, IngestError::Busy(text));
@@ -163,7 +180,9 @@ impl Shard {
             return;
         }
         let Some(cache) = self.log_of(&first.stream) else {
-            let receipt = self.apply_alone(&first.stream, &first.producer, first.parts).await;
+            let Apply { stream, producer, parts, offsets, .. } = &mut first;
+            let parts = std::mem::take(parts);
+            let receipt = self.apply_alone(stream, producer, parts, offsets).await;
             let _ = first.reply.send(receipt);
             return;
         };
@@ -225,6 +244,7 @@ impl Shard {
         stream: &Arc<Stream>,
         producer: &Producer,
         parts: Vec<(u32, Batch)>,
+        offsets: &[SourceOffset],
     ) -> Receipt {
         let node = Arc::clone(&self.node);
         let volatile = self.state_cache(stream).is_some();
@@ -247,7 +267,7 @@ impl Shard {
                 let record = Record {
                     now: now_ms as i64,
                     producer: Some(producer.clone()),
-                    offsets: Vec::new(),
+                    offsets: offsets.to_vec(),
                     batch,
                 };
                 if let Err(refused) = slot.operator.admit(&record, node.streams.state.left()) {
@@ -284,7 +304,7 @@ impl Shard {
             for (partition, batch) in job.parts {
                 by_partition.entry(partition).or_default().push((number, batch));
             }
-            replies.push((job.reply, job.producer, job._room));
+            replies.push((job.reply, job.producer, job.offsets, job._room));
         }
         let mut receipts: Vec<Receipt> = replies.iter().map(|_| Receipt::default()).collect();
         let wanted: Vec<u32> = by_partition.keys().copied().collect();
@@ -308,7 +328,7 @@ impl Shard {
                 let record = Record {
                     now: now_ms as i64,
                     producer: Some(Producer::clone(producer)),
-                    offsets: Vec::new(),
+                    offsets: replies[number].2.clone(),
                     batch,
                 };
                 if let Err(refused) = slot.operator.admit(&record, room) {

@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::{
-        Arc,
+        Arc, LazyLock,
         atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
     },
 };
@@ -14,7 +14,9 @@ use kiln_stream::{
     plan::{Plan, PlanError},
 };
 use parking_lot::Mutex;
-use tokio::sync::broadcast;
+
+use super::sources::SourceState;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast};
 
 /// Longest name of a stream.
 pub(crate) const NAME_LEN_MAX: usize = STREAM_NAME_LEN_MAX;
@@ -24,6 +26,17 @@ const LIVE_LEN_MAX: usize = 1_024;
 const RING_LEN_MAX: usize = 1_024;
 /// Producers whose time is kept apart; see [`Stream::heard`].
 const CLOCKS_MAX: usize = 1_024;
+
+/// Followers of all streams of a node at a time.
+pub(crate) const FOLLOWERS_MAX: usize = 256;
+
+static FOLLOWERS: LazyLock<Arc<Semaphore>> =
+    LazyLock::new(|| Arc::new(Semaphore::new(FOLLOWERS_MAX)));
+
+/// A place among the followers, if there is one.
+pub(crate) fn follower_place() -> Option<OwnedSemaphorePermit> {
+    Arc::clone(&FOLLOWERS).try_acquire_owned().ok()
+}
 
 /// A stream.
 pub(crate) struct Stream {
@@ -40,6 +53,8 @@ pub(crate) struct Stream {
     /// The cache of the changelogs of its partitions.
     pub(crate) state_cache: Box<str>,
     pub(crate) figures: Figures,
+    /// What it fetches by itself, in the order of the definition.
+    pub(crate) sources: Box<[SourceState]>,
     clocks: Mutex<HashMap<Box<str>, ProducerClock>>,
     /// Rises when a producer's time does.
     clock_version: AtomicU64,
@@ -155,6 +170,7 @@ figures! {
 impl Stream {
     /// Works a definition out. `text` is how it is agreed on.
     pub(crate) fn new(id: u64, name: &str, text: &str, plan: Plan) -> Self {
+        let sources = plan.definition().sources.iter().map(SourceState::new).collect();
         let latest = plan.definition().latest.cache().unwrap_or(name).into();
         Self {
             id,
@@ -165,6 +181,7 @@ impl Stream {
             windows_cache: format!("{name}.windows").into(),
             state_cache: format!("{name}.state").into(),
             figures: Figures::default(),
+            sources,
             clocks: Mutex::default(),
             clock_version: AtomicU64::new(0),
             live: broadcast::Sender::new(LIVE_LEN_MAX),

@@ -18,6 +18,8 @@ mod failover;
 mod influx;
 mod ingest;
 mod lines;
+mod mqtt;
+mod native;
 mod sample;
 mod windows;
 

@@ -3,7 +3,7 @@
 //! Only what differs from its default is written, always in the same order, so one request has one
 //! form.
 
-use super::{CacheRef, Data, Item, Op, Producer, Reading, Scan, admin, option};
+use super::{CacheRef, Data, Item, Op, Producer, Reading, Scan, admin, option, streams};
 use crate::command::{Command, Direction, StoreMode, Ttl};
 use crate::native::frame::{begin_frame, end_frame};
 use crate::native::value::Value;
@@ -124,6 +124,21 @@ pub fn change_cluster(out: &mut Vec<u8>, id: u32, change: &admin::ClusterChange)
 /// Digests of a node's own copies.
 pub fn digests(out: &mut Vec<u8>, id: u32, request: &admin::DigestRequest) {
     frame(out, Op::Digests, id, 1, |out| admin::put(out, request));
+}
+
+/// The latest reading of a sensor.
+pub fn latest(out: &mut Vec<u8>, id: u32, query: &streams::LatestQuery) {
+    frame(out, Op::Latest, id, 1, |out| admin::put(out, query));
+}
+
+/// Results of a sensor's windows.
+pub fn windows(out: &mut Vec<u8>, id: u32, query: &streams::WindowsQuery) {
+    frame(out, Op::Windows, id, 1, |out| admin::put(out, query));
+}
+
+/// Results as they come.
+pub fn follow(out: &mut Vec<u8>, id: u32, follow: &streams::Follow) {
+    frame(out, Op::Follow, id, 1, |out| admin::put(out, follow));
 }
 
 /// Sensor readings.

@@ -3,11 +3,7 @@
 //! Each result, alarm and fit is an event of its kind. A follower that does not keep up is not waited
 //! for: it is told how many it missed, and finds them in the caches.
 
-use std::{
-    convert::Infallible,
-    sync::{Arc, LazyLock},
-    time::Duration,
-};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -18,7 +14,7 @@ use axum::{
 use bytes::Bytes;
 use futures_util::{Stream, stream};
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, broadcast},
+    sync::{OwnedSemaphorePermit, broadcast},
     time,
 };
 
@@ -29,21 +25,17 @@ use crate::{
         problem::{Kind, Problem},
         query::Query,
     },
-    streams::LiveEvent,
+    streams::{FOLLOWERS_MAX, LiveEvent, follower_place},
 };
 
 /// What can be followed alone.
 const KINDS: [&str; 4] = ["window", "alarm", "fit", "late"];
-/// Followers at a time.
-const FOLLOWERS_MAX: usize = 256;
 /// When one without a place may try again.
 const RETRY_AFTER_MS: u64 = 10_000;
 /// A follower is sent something at least so often, so that it and we see a broken connection.
 const SIGN_EVERY: Duration = Duration::from_secs(15);
 /// Bytes of events that are sent together.
 const TOGETHER_LEN_MAX: usize = 16 << 10;
-
-static PLACES: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(FOLLOWERS_MAX)));
 
 /// Who follows what.
 struct Follower {
@@ -62,7 +54,7 @@ pub(super) async fn watch(
 ) -> Result<Response, Problem> {
     let query = Query::parse(request.uri().query(), &["sensor", "kind"])?;
     let stream = stream_of(&gateway.node, request.uri().path())?;
-    let Ok(place) = Arc::clone(&PLACES).try_acquire_owned() else {
+    let Some(place) = follower_place() else {
         let detail = format!("{FOLLOWERS_MAX} clients follow streams of this node already");
         return Err(Problem::new(Kind::Unavailable, detail).retry_after_ms(RETRY_AFTER_MS));
     };

@@ -35,7 +35,9 @@ use super::{
 };
 use crate::{
     node::Node,
-    streams::{FigureValues, IngestError, NAME_LEN_MAX, RETRY_AFTER_MS, Stream, StreamError},
+    streams::{
+        FigureValues, IngestError, NAME_LEN_MAX, RETRY_AFTER_MS, SourceFigures, Stream, StreamError,
+    },
 };
 
 /// Bytes of a definition.
@@ -70,6 +72,9 @@ struct Info {
     /// Milliseconds since 1970; null until readings came.
     watermark: Option<i64>,
     figures: FigureValues,
+    /// What it fetches by itself, as seen from this node.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    sources: Vec<SourceFigures>,
 }
 
 #[derive(Serialize)]
@@ -81,14 +86,21 @@ impl Info {
     fn of(stream: &Stream) -> Self {
         Self {
             name: stream.name.to_string(),
-            definition: stream.plan.definition().clone(),
+            definition: shown(stream.plan.definition()),
             windows: stream.plan.window_names().to_vec(),
             latest_cache: stream.latest_cache.to_string(),
             windows_cache: stream.windows_cache.to_string(),
             watermark: stream.watermark(),
             figures: stream.figures.read(),
+            sources: stream.sources.iter().map(|source| source.read()).collect(),
         }
     }
+}
+
+/// A definition for whoever asks: without passwords.
+fn shown(definition: &Definition) -> Definition {
+    let sources = definition.sources.iter().map(|source| source.without_password()).collect();
+    Definition { sources, ..definition.clone() }
 }
 
 /// `GET /v1/streams`.
@@ -179,7 +191,7 @@ fn refused(error: &StreamError) -> Problem {
     use kiln_protocol::native::ErrorCode;
     let kind = match error {
         StreamError::Name => Kind::BadRequest,
-        StreamError::Definition(_) => Kind::Unfit,
+        StreamError::Definition(_) | StreamError::Source { .. } => Kind::Unfit,
         StreamError::Exists(_) => Kind::Conflict,
         StreamError::NoSuchStream => return no_such_stream(),
         StreamError::TooMany | StreamError::Cache { .. } => Kind::NoRoom,

@@ -8,7 +8,6 @@ use axum::{
     http::header,
     response::{IntoResponse, Response},
 };
-use kiln_protocol::command::{Command, Get, Outcome};
 use kiln_stream::{aggregate::Aggregate, fit, span::Span};
 use serde::Serialize;
 
@@ -19,7 +18,6 @@ use crate::{
         problem::{Kind, Problem},
         query::Query,
     },
-    perform::perform,
     streams::{self, Fill, Forecast, LIMIT_DEFAULT, LIMIT_MAX, Range, RangeError},
 };
 
@@ -43,21 +41,8 @@ pub(super) async fn show(
     let stream = stream_of(node, request.uri().path())?;
     let sensor = sensor_of(request.uri().path())?;
     let name = String::from_utf8_lossy(&sensor).into_owned();
-    if let Some((time, value)) = streams::latest_of(node, &stream, &sensor).await {
-        return Ok(fresh(Json(Latest { sensor: name, value, time: Some(time) })));
-    }
-    // Another node keeps its state, or it is out of retention: its last value may still be there.
-    let table = node.caches.load_full();
-    let cache = table.by_name(&stream.latest_cache).map(|(_, cache)| Arc::clone(cache));
-    if let Some(cache) = cache {
-        let performed = perform(node, &cache, Command::Get(Get::plain(&sensor))).await;
-        if let (Outcome::Hit(item), Some(value)) = (performed.outcome, performed.value) {
-            let bytes = value.copy(0..item.value_len);
-            let value = std::str::from_utf8(&bytes).ok().and_then(|text| text.parse().ok());
-            if let Some(value) = value {
-                return Ok(fresh(Json(Latest { sensor: name, value, time: None })));
-            }
-        }
+    if let Some((time, value)) = streams::latest_reading(node, &stream, &sensor).await {
+        return Ok(fresh(Json(Latest { sensor: name, value, time })));
     }
     Err(Problem::new(Kind::Miss, "the stream has no readings of this sensor"))
 }
