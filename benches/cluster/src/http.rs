@@ -97,34 +97,44 @@ impl Http {
         let Some((stream, _)) = &mut self.link else {
             return Err(io::ErrorKind::NotConnected.into());
         };
-        let mut request = format!(
-            "{method} {target} HTTP/1.1\r\nhost: kiln\r\ncontent-length: {}\r\n\r\n",
-            body.len()
-        )
-        .into_bytes();
-        request.extend_from_slice(body);
-        stream.get_mut().write_all(&request)?;
-        let invalid = || io::Error::from(io::ErrorKind::InvalidData);
-        let first = line(stream)?;
-        let status = first.split(' ').nth(1).and_then(|status| status.parse().ok());
-        let status: u16 = status.ok_or_else(invalid)?;
-        let mut len = 0;
-        for _ in 0..HEADERS_MAX {
-            let header = line(stream)?.to_ascii_lowercase();
-            if header.is_empty() {
-                if len > BODY_MAX {
-                    return Err(invalid());
-                }
-                let mut body = vec![0; len];
-                stream.read_exact(&mut body)?;
-                return Ok((status, body));
-            }
-            if let Some(value) = header.strip_prefix("content-length:") {
-                len = value.trim().parse().map_err(|_| invalid())?;
-            }
-        }
-        Err(invalid())
+        exchange(stream, method, target, body)
     }
+}
+
+/// One request on a connection that stays open, and its answer.
+pub(crate) fn exchange(
+    stream: &mut BufReader<TcpStream>,
+    method: &str,
+    target: &str,
+    body: &[u8],
+) -> io::Result<(u16, Vec<u8>)> {
+    let mut request = format!(
+        "{method} {target} HTTP/1.1\r\nhost: kiln\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    )
+    .into_bytes();
+    request.extend_from_slice(body);
+    stream.get_mut().write_all(&request)?;
+    let invalid = || io::Error::from(io::ErrorKind::InvalidData);
+    let first = line(stream)?;
+    let status = first.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let status: u16 = status.ok_or_else(invalid)?;
+    let mut len = 0;
+    for _ in 0..HEADERS_MAX {
+        let header = line(stream)?.to_ascii_lowercase();
+        if header.is_empty() {
+            if len > BODY_MAX {
+                return Err(invalid());
+            }
+            let mut body = vec![0; len];
+            stream.read_exact(&mut body)?;
+            return Ok((status, body));
+        }
+        if let Some(value) = header.strip_prefix("content-length:") {
+            len = value.trim().parse().map_err(|_| invalid())?;
+        }
+    }
+    Err(invalid())
 }
 
 /// A status above 500 does not say of a write whether it happened.
@@ -135,6 +145,7 @@ fn failed(operation: &Operation, what: String) -> Told {
     }
 }
 
+/// A line that ends as those of HTTP, without its end.
 fn line(stream: &mut BufReader<TcpStream>) -> io::Result<String> {
     let mut line = String::new();
     if stream.take(LINE_MAX).read_line(&mut line)? == 0 || !line.ends_with("\r\n") {
@@ -146,4 +157,4 @@ fn line(stream: &mut BufReader<TcpStream>) -> io::Result<String> {
 
 const HEADERS_MAX: usize = 64;
 const LINE_MAX: u64 = 16 * 1024;
-const BODY_MAX: usize = 1024 * 1024;
+const BODY_MAX: usize = 4 * 1024 * 1024;

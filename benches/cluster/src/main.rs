@@ -26,7 +26,9 @@ mod http;
 mod join;
 mod load;
 mod nodes;
+mod producers;
 mod scene;
+mod streams;
 mod write_cost;
 
 use std::{
@@ -82,6 +84,10 @@ enum Mode {
     Join(join::Options),
     /// The network between nodes is cut, one way or both, in network namespaces.
     Cuts(cuts::Options),
+    /// The node that owns a watched sensor is killed, again and again, while producers with ids send
+    /// readings at a steady rate: each acknowledged reading counts once, copies are equal, and
+    /// windows close again soon after a copy was promoted.
+    Streams(streams::Options),
     /// Processor time of all servers for each replicated write, beside a lone node and Redis.
     WriteCost(write_cost::Options),
 }
@@ -149,6 +155,7 @@ fn run(cli: &Cli, seed: u64) -> io::Result<bool> {
         kiln: cli.kiln.clone(),
         directory: directory.path().to_owned(),
         flags: ["--memory", &cli.memory, "--replicas", "2"].map(str::to_owned).to_vec(),
+        ingest: matches!(cli.mode, Mode::Streams(_)),
     };
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
     bar.set_style(style());
@@ -157,6 +164,7 @@ fn run(cli: &Cli, seed: u64) -> io::Result<bool> {
         Mode::Eventual(options) => eventual::run(options, launch, seed, &bar, &cancel),
         Mode::Join(options) => join::run(options, launch, seed, &bar, &cancel),
         Mode::Cuts(options) => cuts::run(options, launch, seed, &bar, &cancel),
+        Mode::Streams(options) => streams::run(options, launch, seed, &bar, &cancel),
         Mode::WriteCost(options) => write_cost::run(options, launch, seed, &bar, &cancel),
     };
     bar.finish_and_clear();

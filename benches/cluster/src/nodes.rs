@@ -33,6 +33,8 @@ pub(crate) struct Launch {
     pub(crate) directory: PathBuf,
     /// What `kiln serve` is told besides names and addresses.
     pub(crate) flags: Vec<String>,
+    /// Whether they take lines of readings over TCP.
+    pub(crate) ingest: bool,
 }
 
 /// Where a node runs.
@@ -290,7 +292,8 @@ impl Nodes {
         let node = &self.nodes[at];
         let mut command = clean(&self.launch.kiln, node.place.namespace.as_deref());
         command.args(["serve", "--name", &node.name, "--data-dir"]).arg(directory);
-        for listener in ["memcached", "native", "http", "peer"] {
+        let ingest = self.launch.ingest.then_some("ingest");
+        for listener in ["memcached", "native", "http", "peer"].into_iter().chain(ingest) {
             let any = format!("{}:0", node.place.host);
             let address = node.addresses.get(listener).unwrap_or(&any);
             command.arg(format!("--listen-{listener}")).arg(address);

@@ -1,6 +1,8 @@
 //! `speed`: readings per second of processor time through the stream operator on one core.
+//! `feed`: readings to running nodes over HTTP.
 //! `nab`: the detectors on labelled series, by the rules of the Numenta Anomaly Benchmark.
 
+mod feed;
 mod nab;
 mod speed;
 
@@ -9,7 +11,7 @@ use std::path::PathBuf;
 #[derive(clap::Parser)]
 #[command(about)]
 enum Command {
-    /// Readings per second on one core.
+    /// Readings per second on one core. Exits with 1 when a target is missed.
     Speed {
         /// Measured processor time per row and run.
         #[arg(long, default_value_t = 1.0)]
@@ -17,7 +19,12 @@ enum Command {
         /// Runs per row; the best and the median are printed.
         #[arg(long, default_value_t = 5)]
         runs: usize,
+        /// Writes what was measured as JSON.
+        #[arg(long)]
+        json: Option<PathBuf>,
     },
+    /// Readings to running nodes over HTTP.
+    Feed(feed::Options),
     /// The score of each detector on labelled series.
     Nab {
         /// The folder with the series and `windows.json`.
@@ -34,10 +41,8 @@ enum Command {
 
 fn main() -> std::process::ExitCode {
     match clap::Parser::parse() {
-        Command::Speed { seconds, runs } => speed::run(seconds, runs.max(1)),
-        Command::Nab { dir, detector, series } => {
-            return nab::run(dir.as_deref(), &detector, series);
-        }
+        Command::Speed { seconds, runs, json } => speed::run(seconds, runs.max(1), json.as_deref()),
+        Command::Feed(options) => feed::run(options),
+        Command::Nab { dir, detector, series } => nab::run(dir.as_deref(), &detector, series),
     }
-    std::process::ExitCode::SUCCESS
 }

@@ -4,6 +4,8 @@
 //! and `apply` are timed, record by record, the making of the input is not. Sensors come in random
 //! order; event time advances with the readings, so windows open, fire and close as they would.
 
+use std::path::Path;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,6 +35,11 @@ struct Row {
 const SEVEN: &str = r#"["count", "sum", "mean", "var", "std", "min", "max"]"#;
 const TUMBLING: &str = r#"[{"tumbling": "10s"}]"#;
 const HOPPING: &str = r#"[{"hopping": "10s", "every": "1s"}]"#;
+
+/// The rows whose ratio is looked at, and what it must be.
+const TUMBLING_ROW: usize = 0;
+const HOPPING_ROW: usize = 2;
+const HOPPING_RATIO_MIN: f64 = 0.8;
 
 const fn row(
     name: &'static str,
@@ -67,38 +74,53 @@ const ROWS: [Row; 11] = [
     Row { from_text: true, ..row("text to latest + 10s", 1_000, 100, TUMBLING, Some(10.0)) },
 ];
 
-pub fn run(seconds: f64, runs: usize) {
+pub fn run(seconds: f64, runs: usize, json: Option<&Path>) -> ExitCode {
     println!("millions of readings per second of processor time, one thread, {runs} runs");
     println!(
         "{:<22} {:>8} {:>10} {:>8} {:>8} {:>8} {:>12}",
         "operator", "sensors", "per s each", "best", "median", "target", "results/s"
     );
-    let mut hopping_against = [0.0; 2];
-    for (i, row) in ROWS.iter().enumerate() {
-        let mut found: Vec<(f64, f64)> = (0..runs).map(|_| measure(row, seconds)).collect();
-        found.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let (median, results) = found[runs / 2];
-        let target = row.target.map_or("-".to_owned(), |t| format!("{t:.1}"));
-        println!(
-            "{:<22} {:>8} {:>10} {:>8.1} {:>8.1} {:>8} {:>12.0}",
-            row.name,
-            row.sensors,
-            row.rate,
-            found[runs - 1].0,
-            median,
-            target,
-            results
-        );
-        match i {
-            0 => hopping_against[0] = median,
-            2 => hopping_against[1] = median,
-            _ => {}
+    // Run by run over all rows: what else the machine does falls on all of them.
+    let mut all: Vec<Vec<(f64, f64)>> = vec![Vec::new(); ROWS.len()];
+    for _ in 0..runs {
+        for (found, row) in all.iter_mut().zip(&ROWS) {
+            found.push(measure(row, seconds));
         }
     }
+    let mut missed = false;
+    let mut medians = Vec::new();
+    let mut said = Vec::new();
+    for (found, row) in all.iter_mut().zip(&ROWS) {
+        found.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let (median, results) = found[runs / 2];
+        let best = found[runs - 1].0;
+        let target = row.target.map_or("-".to_owned(), |t| format!("{t:.1}"));
+        println!(
+            "{:<22} {:>8} {:>10} {best:>8.1} {median:>8.1} {target:>8} {results:>12.0}",
+            row.name, row.sensors, row.rate,
+        );
+        missed |= row.target.is_some_and(|target| median < target);
+        medians.push(median);
+        said.push(serde_json::json!({
+            "name": row.name, "sensors": row.sensors, "rate": row.rate,
+            "millions_per_s": median, "best": best, "target": row.target, "results_per_s": results,
+        }));
+    }
+    let ratio = medians[HOPPING_ROW] / medians[TUMBLING_ROW];
     println!(
-        "hopping 10s/1s to tumbling 10s at 1,000 sensors: {:.2}x (target 0.8x)",
-        hopping_against[1] / hopping_against[0]
+        "hopping 10s/1s to tumbling 10s at 1,000 sensors: {ratio:.2}x (target {HOPPING_RATIO_MIN}x)"
     );
+    missed |= ratio < HOPPING_RATIO_MIN;
+    let said = serde_json::json!({
+        "rows": said, "hopping_to_tumbling": ratio, "hopping_to_tumbling_min": HOPPING_RATIO_MIN,
+    });
+    if let Some(path) = json
+        && let Err(error) = std::fs::write(path, said.to_string())
+    {
+        eprintln!("{}: {error}", path.display());
+        return ExitCode::FAILURE;
+    }
+    if missed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 /// Millions of readings and single results per second.
