@@ -727,11 +727,9 @@ fn a_stream_that_cannot_be_followed_ends_with_a_reason() {
 }
 
 #[test]
-fn what_this_version_does_not_have_is_refused_by_name() {
+fn what_is_turned_off_or_not_there_is_refused_by_name() {
     let node = Node::start(&["--disable-flush"]);
     let mut client = Native::connect(&node);
-    let ingest = client.call(|out, id| encode::ingest(out, id, "s", None, std::iter::empty()));
-    assert_eq!(ingest.error(), "unsupported");
     let flush = client.call(|out, id| encode::flush(out, id, CacheRef::Handle(0)));
     assert_eq!(flush.error(), "forbidden");
     let unknown = client.run_in(5, get(b"k"), Want::default());
@@ -740,7 +738,7 @@ fn what_this_version_does_not_have_is_refused_by_name() {
 
 #[test]
 fn limits_of_connections_and_idleness_hold_for_native_clients_too() {
-    let node = Node::start(&["--max-connections", "2", "--idle-timeout", "400ms"]);
+    let node = Node::start(&["--max-connections", "2", "--idle-timeout", "2s"]);
     let mut first = Native::connect(&node);
     let _second = node.connect();
     let mut third = Native::silent(&node);
@@ -748,7 +746,7 @@ fn limits_of_connections_and_idleness_hold_for_native_clients_too() {
     third.assert_closed();
     let begun = Instant::now();
     first.assert_closed();
-    assert!(begun.elapsed() >= Duration::from_millis(300));
+    assert!(begun.elapsed() >= Duration::from_millis(1_900));
     eventually("there is room again", || node.metric("kiln_connections") == 0.0);
     let mut conns = node.connect();
     let _native = Native::connect(&node);
