@@ -739,12 +739,12 @@ fn what_is_turned_off_or_not_there_is_refused_by_name() {
 #[test]
 fn limits_of_connections_and_idleness_hold_for_native_clients_too() {
     let node = Node::start(&["--max-connections", "2", "--idle-timeout", "2s"]);
+    let begun = Instant::now();
     let mut first = Native::connect(&node);
     let _second = node.connect();
     let mut third = Native::silent(&node);
     assert_eq!(third.receive().unwrap().error(), "busy");
     third.assert_closed();
-    let begun = Instant::now();
     first.assert_closed();
     assert!(begun.elapsed() >= Duration::from_millis(1_900));
     eventually("there is room again", || node.metric("kiln_connections") == 0.0);
