@@ -206,6 +206,8 @@ settings! {
         max_connections: Count = Fixed("4096"), "N", "1"..="1000000";
         /// HTTP connections. When there are so many, the one at rest for longest gives way to one more.
         max_http_connections: Count = Fixed("4096"), "N", "1"..="1000000";
+        /// Time for an HTTP client to send a request's head, and again for its body.
+        http_request_timeout: Period = Fixed("60s"), "TIME", "1s"..="1h";
         /// Close a connection that sent no request for this long; 0s never does.
         idle_timeout: Period = Fixed("0s"), "TIME", "0s"..="365d";
         /// Replies kept for one client. When they are more, its further requests wait until it has

@@ -90,8 +90,6 @@ pub(crate) use figures::Figures;
 const HEAD_LEN_MAX: usize = 80 << 10;
 /// Header lines of a request.
 const HEADERS_MAX: usize = 64;
-/// Time to send a head.
-const HEAD_TIME_MAX: Duration = Duration::from_secs(60);
 /// Requests at a time on one HTTP/2 connection.
 const STREAMS_MAX: u32 = 128;
 /// A client of HTTP/2 that is silent is asked so often whether it is still there.
@@ -289,7 +287,7 @@ impl Service {
 
     /// Serves a connection to its end.
     async fn serve(self, stream: TcpStream, link: Arc<Link>, mut stopped: watch::Receiver<bool>) {
-        let builder = builder();
+        let builder = builder(&self.gateway.node);
         let requests = {
             let link = Arc::clone(&link);
             hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
@@ -320,12 +318,12 @@ impl Service {
     }
 }
 
-fn builder() -> auto::Builder<TokioExecutor> {
+fn builder(node: &Node) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIME_MAX)
+        .header_read_timeout(node.config.http_request_timeout.0)
         .max_buf_size(HEAD_LEN_MAX)
         .max_headers(HEADERS_MAX)
         .http2()

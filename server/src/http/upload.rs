@@ -20,9 +20,6 @@ use crate::{
     node::Node,
 };
 
-/// Time for a body to come, once it is its turn.
-const BODY_TIME_MAX: Duration = Duration::from_secs(60);
-
 /// Bodies longer than this wait for a place before they are read.
 const SHORT_LEN_MAX: usize = 64 << 10;
 
@@ -72,12 +69,13 @@ pub(super) async fn receive(
     let mut bytes = Vec::with_capacity(known.unwrap_or(0) + before.len());
     bytes.extend_from_slice(before.as_bytes());
     let end = len_max + before.len();
-    let deadline = time::Instant::now() + BODY_TIME_MAX;
+    let time_max = node.config.http_request_timeout.0;
+    let deadline = time::Instant::now() + time_max;
     let mut pieces = body.into_data_stream();
     loop {
         let piece = match time::timeout_at(deadline, pieces.next()).await {
             Err(_) => {
-                let detail = format!("the body took longer than {} s", BODY_TIME_MAX.as_secs());
+                let detail = format!("the body took longer than {} s", time_max.as_secs());
                 return Err(Problem::new(Kind::TooSlow, detail));
             }
             Ok(None) => break,

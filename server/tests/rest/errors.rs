@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 use super::{
     client::Http,
-    common::{Node, eventually},
+    common::{Node, SOON, eventually},
 };
 
 const KEYS: &str = "/v1/caches/default/keys";
@@ -119,14 +119,13 @@ fn a_body_that_is_cut_off_changes_nothing() {
 
 #[test]
 fn a_sender_that_is_too_slow_is_told_so_and_changes_nothing() {
-    let node = Node::start(&[]);
+    let node = Node::start(&["--http-request-timeout", "3s"]);
     let http = Http::of(&node);
     let item = format!("{KEYS}/k");
     http.put(&item, b"old");
     let begin = |text: &str| {
         let mut stream = http.connect();
-        // The bound is a minute.
-        stream.set_read_timeout(Some(Duration::from_secs(90))).unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
         stream.write_all(text.as_bytes()).unwrap();
         stream
     };
