@@ -94,10 +94,12 @@ install_tools() {
     # skipped, and say so.
     install_or_skip "the dashboard in a browser" chromium chromium-driver
     install_or_skip "the alert rules" prometheus
+    install_or_skip "readings from MQTT" mosquitto
     install_or_skip "answers beside those of influxd" influxdb
     rustup component add rustfmt clippy 2>/dev/null || true
     python3 -m pip install -q --upgrade --target "$PYTHON_LIBS" \
-        pymemcache pylibmc python-memcached pytest msgpack schemathesis openapi-python-client duckdb
+        pymemcache pylibmc python-memcached pytest msgpack schemathesis openapi-python-client duckdb \
+        confluent-kafka
     # The clients' own test suites come with their sources only.
     rm -rf "$WORK/sources"
     mkdir -p "$WORK/sources"

@@ -24,7 +24,7 @@ fn target() -> PathBuf {
 struct Kiln(Child);
 
 impl Kiln {
-    fn start() -> Option<(Self, String)> {
+    fn start(more: &[&str]) -> Option<(Self, String)> {
         let binary = match std::env::var_os("KILN_BIN") {
             Some(binary) => PathBuf::from(binary),
             None => target().join("kiln"),
@@ -36,6 +36,7 @@ impl Kiln {
             .args(["serve", "--memory", "32MiB", "--listen-memcached", "off"])
             .args(["--listen-http", "off", "--listen-native", "127.0.0.1:0"])
             .args(["--listen-peer", "off"])
+            .args(more)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .stdin(Stdio::null())
@@ -98,8 +99,28 @@ async fn the_examples_run() {
 
 #[tokio::test]
 async fn the_examples_run_against_a_real_node() {
-    match Kiln::start() {
+    match Kiln::start(&[]) {
         Some((_kiln, address)) => all(&address).await,
         None => eprintln!("no kiln binary: set KILN_BIN"),
     }
+}
+
+#[tokio::test]
+async fn the_example_with_sensors_runs_against_a_real_node() {
+    let settings = target().join(format!("sensors-{}.toml", std::process::id()));
+    let stream = r#"
+        [[streams]]
+        name = "plant"
+        windows = [{ tumbling = "1s" }]
+        aggregates = ["count", "mean", "std"]
+        watermark_delay = "1s"
+    "#;
+    std::fs::write(&settings, stream).unwrap();
+    let flags = ["--config", settings.to_str().unwrap(), "--listen-ingest", "off"];
+    let kiln = Kiln::start(&flags);
+    std::fs::remove_file(&settings).unwrap();
+    let Some((_kiln, address)) = kiln else { return eprintln!("no kiln binary: set KILN_BIN") };
+    let text = run("sensors", vec![address]).await;
+    assert!(text.contains("4000 readings accepted in "), "{text}");
+    assert!(text.contains(": 100 readings, mean 2"), "{text}");
 }

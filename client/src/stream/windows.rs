@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     future::{Future, IntoFuture},
     pin::Pin,
+    time::Duration,
 };
 
 use kiln_protocol::native::{encode, streams::WindowsQuery};
@@ -49,7 +50,9 @@ pub struct Window {
     /// When it ends, exclusive.
     pub end: i64,
     /// How often it was given anew because of late readings.
-    pub revision: u32,
+    pub revision: u64,
+    /// Of so many stored windows it was made, where [`WindowsRequest::step`] asked for longer ones.
+    pub merged: u64,
     /// There were no readings: the figures are made up as [`Fill`] says.
     pub filled: bool,
     /// The aggregates of the stream by name; `None` has no value, as the variance of one reading.
@@ -99,6 +102,13 @@ impl WindowsRequest {
     /// The last so many, or with [`from`](Self::from) the first. Default 1,000, at most 10,000.
     pub fn last(mut self, windows: u32) -> Self {
         self.query.limit = windows.max(1);
+        self
+    }
+
+    /// Windows of this length, made of the stored ones that fill them: a multiple of the length of a
+    /// tumbling window.
+    pub fn step(mut self, length: Duration) -> Self {
+        self.query.step_ms = u64::try_from(length.as_millis()).unwrap_or(u64::MAX).max(1);
         self
     }
 

@@ -72,6 +72,9 @@ pub struct WindowsQuery {
     pub fill: String,
     /// The most windows; 0 leaves it to the node.
     pub limit: u32,
+    /// Milliseconds: windows of this length, made of the stored ones that fill them; 0 leaves them
+    /// as they are.
+    pub step_ms: u64,
 }
 
 /// What is to be told as it happens.

@@ -258,6 +258,7 @@ fn requests() -> Vec<Vector> {
                 to: None,
                 fill: "previous".to_owned(),
                 limit: 10,
+                step_ms: 0,
             };
             encode::windows(out, 36, &query);
         }),

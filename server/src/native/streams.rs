@@ -340,7 +340,7 @@ async fn windows(node: Arc<Node>, stream: Arc<Stream>, query: &WindowsQuery, und
         to: query.to,
         fill,
         limit: limit.min(LIMIT_MAX),
-        step: None,
+        step: (query.step_ms > 0).then(|| i64::try_from(query.step_ms).unwrap_or(i64::MAX)),
         forecast: None,
     };
     let found = match streams::range(&node, &stream, &query.sensor, &range).await {

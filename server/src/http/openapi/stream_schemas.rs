@@ -8,6 +8,7 @@ use kiln_stream::{
     fit,
     plan::{DETECTORS_MAX, FITS_MAX, WINDOW_NAME_LEN_MAX, WINDOWS_MAX},
     reading::{TIME_MAX, TIME_MIN},
+    source::{SOURCES_MAX, TOPIC_LEN_MAX},
 };
 use serde_json::{Map, Value, json};
 
@@ -32,6 +33,8 @@ pub(super) fn schemas() -> Map<String, Value> {
         "Stream": stream(),
         "StreamList": object(&[("streams", list(schema("Stream")))], &["streams"]),
         "StreamFigures": figures(),
+        "SourceDefinition": source_definition(),
+        "Source": source(),
         "Ingested": ingested(),
         "Latest": object(
             &[
@@ -126,6 +129,13 @@ fn definition() -> Value {
                     list(json!({ "type": "string" })),
                     "The columns of `csv`; without them the first line names them.",
                 ),
+            ),
+            (
+                "sources",
+                json!({
+                    "type": "array", "items": schema("SourceDefinition"), "maxItems": SOURCES_MAX,
+                    "description": "Where the stream fetches readings by itself.",
+                }),
             ),
             (
                 "filter",
@@ -329,8 +339,71 @@ fn stream() -> Value {
                 }),
             ),
             ("figures", schema("StreamFigures")),
+            ("sources", told(list(schema("Source")), "What it fetches by itself, if anything.")),
         ],
         &["name", "definition", "windows", "latest_cache", "windows_cache", "watermark", "figures"],
+    )
+}
+
+fn source_definition() -> Value {
+    let text = || json!({ "type": ["string", "null"] });
+    let whole = |least: u8, most: u8, meaning: &str| {
+        json!({
+            "type": ["integer", "null"], "minimum": least, "maximum": most, "description": meaning,
+        })
+    };
+    let mut form = object(
+        &[
+            ("mqtt", told(text(), "An MQTT broker: `mqtt://USER:PASSWORD@HOST:1883`.")),
+            ("kafka", told(text(), "Kafka brokers: `HOST:9092`, several with commas between.")),
+            (
+                "topic",
+                json!({
+                    "type": "string", "minLength": 1, "maxLength": TOPIC_LEN_MAX,
+                    "description": "What to subscribe to.",
+                }),
+            ),
+            ("name", told(text(), "Its name in figures; by default kind and topic.")),
+            ("qos", whole(0, 1, "MQTT: the quality of service; 1 by default.")),
+            ("sensor_level", whole(1, 255, "MQTT: the level of the topic that is the sensor.")),
+            (
+                "start",
+                json!({
+                    "oneOf": [
+                        { "type": "string", "enum": ["earliest", "latest"] }, { "type": "null" },
+                    ],
+                    "description": "Kafka: where to begin when nothing was read yet; `earliest` by default.",
+                }),
+            ),
+        ],
+        &["topic"],
+    );
+    form["description"] = "One source; exactly one of `mqtt` and `kafka` is there.".into();
+    closed(form)
+}
+
+fn source() -> Value {
+    let name = || json!({ "type": "string" });
+    object(
+        &[
+            ("name", name()),
+            ("kind", json!({ "type": "string", "enum": ["mqtt", "kafka"] })),
+            (
+                "state",
+                json!({
+                    "type": "string", "enum": ["running", "waiting", "connecting", "elsewhere"],
+                    "description": "`elsewhere`: another node reads it.",
+                }),
+            ),
+            ("messages", told(count(), "Messages that came to this node.")),
+            ("readings", told(count(), "Readings taken in.")),
+            ("rejected", told(count(), "Lines that gave no reading.")),
+            ("skipped", told(count(), "Messages left out: those that a broker had retained.")),
+            ("reconnects", told(count(), "Connections lost or not made.")),
+            ("lag", told(count(), "Messages that were not fetched yet; only of Kafka.")),
+            ("error", told(name(), "What is wrong now.")),
+        ],
+        &["name", "kind", "state", "messages", "readings", "rejected", "skipped", "reconnects"],
     )
 }
 
@@ -469,6 +542,7 @@ mod tests {
     use kiln_stream::{
         definition::{Definition, WindowDefinition},
         detect::Detector,
+        source::SourceDefinition,
     };
 
     use super::*;
@@ -488,6 +562,7 @@ mod tests {
     fn a_definition_is_described_with_the_fields_that_it_has() {
         assert_eq!(described(&definition()), expected_by::<Definition>("{\"no\":1}"));
         assert_eq!(described(&window_definition()), expected_by::<WindowDefinition>("{\"no\":1}"));
+        assert_eq!(described(&source_definition()), expected_by::<SourceDefinition>("{\"no\":1}"));
         let detector = detector();
         let kinds = detector["oneOf"].as_array().unwrap();
         assert_eq!(kinds.len(), 7);
