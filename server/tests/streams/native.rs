@@ -141,7 +141,8 @@ fn the_client_sends_batches_and_finds_values_windows_and_events() {
         let filled = ask().window("10s").fill(Fill::Previous).last(2).await.unwrap();
         assert_eq!(filled.windows.len(), 2);
         assert!(filled.windows[1].filled && filled.windows[1].figure("mean") == Some(499.0));
-        let longer = ask().step(Duration::from_secs(30)).await.unwrap();
+        let longer = plant.windows("s1").from(BASE - 20_000).to(BASE + 10_000);
+        let longer = longer.step(Duration::from_secs(30)).await.unwrap();
         assert_eq!((longer.windows.len(), longer.windows[0].merged), (1, 1), "{longer:?}");
         let no_window = plant.windows("s1").window("7s").await.unwrap_err();
         assert_eq!(no_window.code(), Some(ErrorCode::BadArgument));
