@@ -87,7 +87,13 @@ pub(crate) struct Cache {
     flush_at_ms: AtomicU64,
     /// What the cache is to the cluster, from the time it is known there.
     cluster: OnceLock<ClusterCache>,
+    /// A stream keeps its state in it.
+    reserved: AtomicBool,
 }
+
+/// What clients are told of a cache that is [reserved](Cache::is_reserved).
+pub(crate) const RESERVED: &str =
+    "a stream keeps its state in this cache; drop the stream, and it goes, too";
 
 /// What a cache is to the cluster.
 #[derive(Clone, Debug)]
@@ -107,6 +113,17 @@ impl Cache {
     /// twice.
     pub(crate) fn join_cluster(&self, cluster: ClusterCache) {
         let _ = self.cluster.set(cluster);
+    }
+
+    /// Says whether a stream keeps its state in the cache.
+    pub(crate) fn reserve(&self, reserved: bool) {
+        self.reserved.store(reserved, Relaxed);
+    }
+
+    /// Whether it is a stream's own: clients neither touch its items, nor empty, change or drop it.
+    #[inline]
+    pub(crate) fn is_reserved(&self) -> bool {
+        self.reserved.load(Relaxed)
     }
 
     /// What the cache is to the cluster.
@@ -737,6 +754,7 @@ impl Cache {
             largest: Mutex::default(),
             flush_at_ms: AtomicU64::new(u64::MAX),
             cluster: OnceLock::new(),
+            reserved: AtomicBool::new(false),
         }
     }
 }

@@ -106,6 +106,11 @@ impl Catalog {
             store.add_cache(spec.id, group, StoreHandle(cache));
             self.made.insert(spec.id, (name.clone(), spec.clone()));
         }
+        let caches = node.caches.load();
+        for cache in caches.iter() {
+            let of = crate::streams::stream_of_state(&cache.settings.name);
+            cache.reserve(of.is_some_and(|stream| topology.streams.contains_key(stream)));
+        }
         said
     }
 

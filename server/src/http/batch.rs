@@ -266,7 +266,7 @@ pub(super) async fn run(
     Query::parse(parts.uri.query(), &[])?;
     let node = &gateway.node;
     let segment = parts.uri.path().split('/').nth(3).unwrap_or_default();
-    let cache = items::cache_of(node, segment)?;
+    let cache = items::open_cache_of(node, segment)?;
     let format = Format::of(&parts.headers)?;
     // In base64 a value takes a third more.
     let len_max = 2 * cache.store.value_len_max() + OVERHEAD_MAX;

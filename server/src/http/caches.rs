@@ -22,14 +22,14 @@ use utoipa::ToSchema;
 
 use super::{
     gateway::Gateway,
-    items::{cache_name, cache_of, no_such_cache},
+    items::{cache_name, cache_of, no_such_cache, open_cache_of},
     object::{Object, whole},
     problem::{FieldError, Kind, Problem},
     query::Query,
     upload,
 };
 use crate::{
-    caches::{Cache, CacheError, CacheSettings, DEFAULT, SettingsError},
+    caches::{Cache, CacheError, CacheSettings, DEFAULT, RESERVED, SettingsError},
     cluster::spec_of,
     node::Node,
 };
@@ -199,6 +199,9 @@ pub(super) async fn change(
         let found = table.by_name(&name).map(|(_, cache)| Arc::clone(cache));
         found.ok_or_else(no_such_cache)?
     };
+    if cache.is_reserved() {
+        return Err(Problem::new(Kind::Forbidden, RESERVED));
+    }
     let before = settings_of(node, &cache);
     let mut wish = wish;
     // As it is shown, which for `default` is what is left to it at the moment.
@@ -302,9 +305,7 @@ pub(super) async fn drop(
         node.topology_changed();
         return Ok(StatusCode::NO_CONTENT.into_response());
     };
-    if node.caches.load().by_name(&name).is_none() {
-        return Err(no_such_cache());
-    }
+    open_cache_of(node, last_segment(request.uri().path()))?;
     if name == DEFAULT {
         return Err(refused(CacheError::Default));
     }
@@ -321,7 +322,8 @@ pub(super) async fn flush(
 ) -> Result<Response, Problem> {
     Query::parse(request.uri().query(), &[])?;
     let node = &gateway.node;
-    let cache = cache_of(node, request.uri().path().split('/').nth(3).unwrap_or_default())?;
+    let segment = request.uri().path().split('/').nth(3).unwrap_or_default();
+    let cache = open_cache_of(node, segment)?;
     if node.config.disable_flush.0 {
         return Err(Problem::new(Kind::Forbidden, "flush is turned off on this node"));
     }

@@ -28,7 +28,7 @@ use super::{
     value::{Encoding, Part, Sent, is_worth_compressing, part},
 };
 use crate::{
-    caches::Cache,
+    caches::{Cache, RESERVED},
     node::Node,
     perform::{OwnedValue, Performed, is_there, perform},
 };
@@ -62,7 +62,7 @@ impl Target {
         let key = percent::decode(key)
             .map_err(|error| Problem::bad_request(format!("the key is wrong: {error}")))?;
         check_key(&key)?;
-        Ok(Self { cache: cache_of(node, cache)?, key: key.into_owned() })
+        Ok(Self { cache: open_cache_of(node, cache)?, key: key.into_owned() })
     }
 }
 
@@ -84,6 +84,12 @@ pub(super) fn cache_of(node: &Node, segment: &str) -> Result<Arc<Cache>, Problem
     let table = node.caches.load();
     let found = table.by_name(&name).map(|(_, cache)| Arc::clone(cache));
     found.ok_or_else(no_such_cache)
+}
+
+/// The cache of a segment of a path, if clients may touch its items.
+pub(super) fn open_cache_of(node: &Node, segment: &str) -> Result<Arc<Cache>, Problem> {
+    let cache = cache_of(node, segment)?;
+    if cache.is_reserved() { Err(Problem::new(Kind::Forbidden, RESERVED)) } else { Ok(cache) }
 }
 
 /// The name of a cache in a segment of a path.

@@ -7,7 +7,7 @@ use kiln_protocol::native::{
 };
 
 use crate::{
-    caches::{Cache, CacheError, CacheSettings, Table},
+    caches::{Cache, CacheError, CacheSettings, RESERVED, Table},
     connection::Context,
     hottest, latency,
     listen::Protocol,
@@ -38,6 +38,9 @@ pub(super) fn run(
     match body {
         Body::OpenCache { name } => {
             let Some((key, cache)) = table.by_name(name) else { return no_such_cache(replies, id) };
+            if cache.is_reserved() {
+                return refuse(replies, ErrorCode::Forbidden, RESERVED);
+            }
             match session.open(table, key, replies) {
                 Some(handle) => {
                     let spec = cache.settings_now().spec();

@@ -31,7 +31,7 @@ use super::{
     session::{Found, Native},
 };
 use crate::{
-    caches::{Cache, CacheSettings, Table},
+    caches::{Cache, CacheSettings, RESERVED, Table},
     cluster::{self, Asked, Cluster, Decided, Decision, PATIENCE_MS, Wave, spec_of},
     connection::Context,
     execute::{is_plain_read, read_directly},
@@ -588,8 +588,11 @@ fn decide(context: &Context<'_>, cluster: &Cluster, table: &Table, body: &Body<'
                 let text = "the cache `default` is always there".to_owned();
                 return refuse(ErrorCode::Forbidden, text);
             }
-            if table.by_name(name).is_none() {
+            let Some((_, cache)) = table.by_name(name) else {
                 return refuse(ErrorCode::NoSuchCache, NO_SUCH_CACHE.to_owned());
+            };
+            if cache.is_reserved() {
+                return refuse(ErrorCode::Forbidden, RESERVED.to_owned());
             }
             let name = (*name).to_owned();
             (name.clone(), TopologyCommand::DropCache { name }, false)

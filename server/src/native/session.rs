@@ -229,7 +229,7 @@ impl Native {
                 Some(Found { cache, number: Some(number) })
             }
             CacheRef::Name(name) => {
-                let (key, cache) = table.by_name(name)?;
+                let (key, cache) = table.by_name(name).filter(|(_, cache)| !cache.is_reserved())?;
                 Some(Found { cache, number: self.number_of(key) })
             }
         }

@@ -84,7 +84,7 @@ pub(crate) use query::{
 pub(crate) use registry::{Registry, StreamError, Table};
 pub(crate) use sources::{Reading as Sources, SourceFigures};
 pub(crate) use stream::{
-    FOLLOWERS_MAX, FigureValues, LiveEvent, NAME_LEN_MAX, Stream, follower_place,
+    FOLLOWERS_MAX, FigureValues, LiveEvent, NAME_LEN_MAX, Stream, follower_place, stream_of_state,
 };
 
 /// Partitions on a node that is in no cluster; as many as a new cluster gets.

@@ -18,6 +18,14 @@ use parking_lot::Mutex;
 use super::sources::SourceState;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast};
 
+/// What is behind a stream's name in that of the cache of its state.
+const STATE_SUFFIX: &str = ".state";
+
+/// The stream that would keep its state in a cache of this name.
+pub(crate) fn stream_of_state(cache: &str) -> Option<&str> {
+    cache.strip_suffix(STATE_SUFFIX)
+}
+
 /// Longest name of a stream.
 pub(crate) const NAME_LEN_MAX: usize = STREAM_NAME_LEN_MAX;
 /// Events that a follower may be behind before it misses some.
@@ -179,7 +187,7 @@ impl Stream {
             text: text.into(),
             latest_cache: latest,
             windows_cache: format!("{name}.windows").into(),
-            state_cache: format!("{name}.state").into(),
+            state_cache: format!("{name}{STATE_SUFFIX}").into(),
             figures: Figures::default(),
             sources,
             clocks: Mutex::default(),

@@ -74,6 +74,17 @@ fn readings_sent_to_any_node_meet_at_the_owner_of_their_sensor() {
             );
         }
     }
+    // What they remember is nobody else's.
+    let state = "/v1/caches/s.state";
+    assert_eq!(nodes[1].get(state).json()["eviction"], "none");
+    for refused in [
+        nodes[0].put(&format!("{state}/keys/h.0"), b"x"),
+        nodes[1].delete(&format!("{state}/keys/h.0")),
+        nodes[1].delete(&format!("{state}/keys")),
+        nodes[2].delete(state),
+    ] {
+        refused.assert_problem(403, "forbidden");
+    }
     // Asked of any node: the state of the owner answers.
     for http in &nodes {
         let latest = http.get("/v1/streams/s/sensors/s7").json();
