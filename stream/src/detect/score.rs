@@ -46,6 +46,9 @@ pub(crate) struct Scores {
     last: f64,
 }
 
+/// What an outlier teaches at most, in thresholds. With one, a sensor whose normal becomes another is
+/// alarmed about again and again, because it is learned too slowly.
+const TEACHES_MAX: f64 = 4.0;
 /// Distances below this part of the value's size are rounding, not news.
 const RELATIVE_FLOOR: f64 = 1e-9;
 
@@ -69,9 +72,9 @@ impl Scores {
         let warm = self.seen > u64::from(scoring.warm_up);
         self.last = if warm { score } else { 0.0 };
         let said = self.decide(scoring, warm, score);
-        // While warm, an outlier teaches no more than what is just short of an alarm; before,
-        // everything teaches, with equal weights until there are enough for the decay.
-        let most = scoring.threshold * deviation;
+        // While warm, an outlier teaches no more than a few times what is just short of an alarm;
+        // before, everything teaches, with equal weights until there are enough for the decay.
+        let most = TEACHES_MAX * scoring.threshold * deviation;
         let learned = if warm { distance.clamp(-most, most) } else { distance };
         let weight = alpha.max(1.0 / self.seen as f64);
         let variance = self.variance + weight * (learned * learned - self.variance);
