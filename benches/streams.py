@@ -18,7 +18,7 @@ import json
 import os
 import pathlib
 import re
-import statistics
+import signal
 import subprocess
 import sys
 import tempfile
@@ -95,8 +95,9 @@ class Node:
 
 
 @contextlib.contextmanager
-def cluster(kiln, count, **settings):
-    """So many nodes with the stream `bench` on all of them."""
+def cluster(kiln, count, definition=STREAM, **settings):
+    """So many nodes with the stream `bench` on all of them; ended however this program ends."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     nodes = []
     with tempfile.TemporaryDirectory(prefix="kiln-streams-") as directory:
         try:
@@ -104,7 +105,7 @@ def cluster(kiln, count, **settings):
                 join = nodes[0].doors["peer"] if nodes else None
                 nodes.append(Node(kiln, directory, f"n{number + 1}", join, **settings))
             until("nodes are whole", lambda: all(is_whole(node, count) for node in nodes))
-            make(nodes, "bench", STREAM)
+            make(nodes, "bench", definition)
             yield nodes
         finally:
             for node in nodes:

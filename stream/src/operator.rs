@@ -251,9 +251,7 @@ impl Operator {
                     return effects;
                 }
             }
-            let mut noted = producer.clone();
-            noted.time_max = noted.time_max.max(record.batch.time_max());
-            self.producers.note(&noted, self.now);
+            self.producers.note(producer, record.batch.time_max(), self.now);
         }
         for offset in &record.offsets {
             if self.offsets.len() < OFFSETS_MAX || self.offsets.contains_key(&offset.source) {

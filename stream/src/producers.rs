@@ -69,17 +69,21 @@ impl Producers {
         }
     }
 
-    /// Notes a fresh record, heard at `now`.
-    pub fn note(&mut self, producer: &Producer, now: i64) {
-        if self.by_id.len() >= PRODUCERS_MAX && !self.by_id.contains_key(&producer.id) {
-            self.drop_most_silent();
+    /// Notes a fresh record with readings up to a time, heard at `now`.
+    pub fn note(&mut self, producer: &Producer, time_max: Option<i64>, now: i64) {
+        // Nearly always it is known, and its id is not copied.
+        if !self.by_id.contains_key(&producer.id) {
+            if self.by_id.len() >= PRODUCERS_MAX {
+                self.drop_most_silent();
+            }
+            self.by_id.insert(producer.id.clone(), State::default());
         }
-        let state = self.by_id.entry(producer.id.clone()).or_default();
+        let Some(state) = self.by_id.get_mut(&producer.id) else { return };
         if producer.epoch > state.epoch {
             *state = State { epoch: producer.epoch, time_max: state.time_max, ..State::default() };
         }
         state.heard = now;
-        state.time_max = state.time_max.max(producer.time_max);
+        state.time_max = state.time_max.max(producer.time_max).max(time_max);
         if let Some(sequence) = producer.sequence {
             match &mut state.sequences {
                 Some(sequences) => sequences.note(sequence),
@@ -199,7 +203,7 @@ mod tests {
         for sequence in [5, 3, 200, 199, 100] {
             let record = record("p", 1, sequence, 0);
             assert_eq!(producers.standing(&record), Standing::Fresh, "{sequence}");
-            producers.note(&record, 0);
+            producers.note(&record, None, 0);
             assert_eq!(producers.standing(&record), Standing::Duplicate, "{sequence}");
         }
         let old = record("p", 1, 72, 0);
@@ -210,8 +214,8 @@ mod tests {
     #[test]
     fn a_new_epoch_counts_anew_and_fences_the_old() {
         let mut producers = Producers::default();
-        producers.note(&record("p", 1, 9, 0), 0);
-        producers.note(&record("p", 2, 1, 0), 0);
+        producers.note(&record("p", 1, 9, 0), None, 0);
+        producers.note(&record("p", 2, 1, 0), None, 0);
         assert_eq!(producers.standing(&record("p", 2, 1, 0)), Standing::Duplicate);
         assert_eq!(producers.standing(&record("p", 2, 9, 0)), Standing::Fresh);
         let stale = Standing::StaleEpoch { current: 2 };
@@ -221,8 +225,8 @@ mod tests {
     #[test]
     fn a_silent_producer_does_not_hold_the_watermark_back() {
         let mut producers = Producers::default();
-        producers.note(&record("slow", 0, 1, 100), 0);
-        producers.note(&record("fast", 0, 1, 900), 20);
+        producers.note(&record("slow", 0, 1, 100), None, 0);
+        producers.note(&record("fast", 0, 1, 900), None, 20);
         assert_eq!(producers.time_min(29, 30), Some(100));
         assert_eq!(producers.next_silence(29, 30), Some(30));
         assert_eq!(producers.time_min(30, 30), Some(900));
@@ -234,7 +238,7 @@ mod tests {
     fn the_number_of_producers_is_bounded_and_the_most_silent_makes_room() {
         let mut producers = Producers::default();
         for i in 0..PRODUCERS_MAX as u64 + 10 {
-            producers.note(&record(&format!("p{i}"), 0, 0, 0), i as i64);
+            producers.note(&record(&format!("p{i}"), 0, 0, 0), None, i as i64);
         }
         assert_eq!(producers.by_id.len(), PRODUCERS_MAX);
         assert_eq!(producers.position("p9"), None);
@@ -246,8 +250,8 @@ mod tests {
     #[test]
     fn who_has_sequences_is_remembered_for_the_retention() {
         let mut producers = Producers::default();
-        producers.note(&record("kept", 0, 1, 0), 0);
-        producers.note(&Producer { id: "conn".to_owned(), ..Producer::default() }, 0);
+        producers.note(&record("kept", 0, 1, 0), None, 0);
+        producers.note(&Producer { id: "conn".to_owned(), ..Producer::default() }, None, 0);
         producers.forget_silent(50, 30, 100);
         assert_eq!(
             (producers.position("kept"), producers.position("conn")),

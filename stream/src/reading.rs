@@ -272,8 +272,10 @@ impl Serialize for Batch {
             values: &'a serde_bytes::Bytes,
         }
         fn column<T: Copy, const N: usize>(items: &[T], bytes: impl Fn(T) -> [u8; N]) -> Vec<u8> {
-            let mut column = Vec::with_capacity(items.len() * N);
-            items.iter().for_each(|item| column.extend_from_slice(&bytes(*item)));
+            let mut column = vec![0; items.len() * N];
+            for (place, item) in column.as_chunks_mut::<N>().0.iter_mut().zip(items) {
+                *place = bytes(*item);
+            }
             column
         }
         let ends = column(&self.ends, u32::to_le_bytes);

@@ -309,7 +309,8 @@ impl Shard {
             drop(inside);
             stream.count(|f| &f.log_records, records_written);
             stream.count(|f| &f.log_bytes, bytes_written);
-            self.sink.flush().await;
+            let more_come = self.more_come();
+            self.sink.flush_while(more_come).await;
         }
         for work in works {
             work.leave(receipts, &not_mine());
@@ -342,6 +343,9 @@ impl Shard {
         partitions: &[u32],
         must: bool,
     ) {
+        if !partitions.is_empty() {
+            self.sink.flush_of(stream.id, partitions).await;
+        }
         if self.sink.unwritten() > 0 && !must {
             return;
         }

@@ -69,15 +69,13 @@ pub(super) fn write_out(
     let Target { now_ms, directly, followed, again, .. } = *target;
     let plan = &stream.plan;
     for latest in &effects.latest {
-        text.clear();
-        render::number(text, latest.value);
         let sensor = operator.sensor_id(latest.sensor);
         match &target.latest {
-            Some(cache) => sink.set(directly, cache, sensor, text.as_bytes(), Ttl::Default, now_ms),
+            Some(cache) => sink.set_latest(directly, cache, sensor, latest.value, now_ms),
             None => sink.lose(),
         }
         if let Some(cache) = &target.also {
-            sink.set(directly, cache, sensor, text.as_bytes(), Ttl::Default, now_ms);
+            sink.set_latest(directly, cache, sensor, latest.value, now_ms);
         }
     }
     if effects.is_quiet() {

@@ -31,7 +31,7 @@ use tokio::{
 };
 
 use super::{
-    Stream,
+    QUEUE_LEN_MAX, Stream,
     commit::Work,
     emit::{Scratch, Target, write_out},
     forward::{Owner, owner},
@@ -132,17 +132,23 @@ impl Shard {
                 _ = tick.tick() => self.tick().await,
                 job = inbox.recv() => match job {
                     Some(job) => self.run_jobs(job, &mut inbox).await,
-                    None => return,
+                    None => break,
                 },
                 _ = stop.changed() => {
                     inbox.close();
                     while let Some(job) = inbox.recv().await {
                         self.run_jobs(job, &mut inbox).await;
                     }
-                    return;
+                    break;
                 }
             }
         }
+        self.sink.flush().await;
+    }
+
+    /// Whether other jobs wait.
+    pub(super) fn more_come(&self) -> bool {
+        !self.taken.is_empty() || self.node.streams.shards[self.index].capacity() < QUEUE_LEN_MAX
     }
 
     /// Runs a job, and with it those that wait and can be written to logs together.
@@ -407,7 +413,8 @@ impl Shard {
             parts.settle(&node);
             parts.tell_share(index);
         }
-        self.sink.flush().await;
+        let more_come = self.more_come();
+        self.sink.flush_while(more_come).await;
         // Told of the shard as a whole: by whichever stream is first.
         let (unwritten, lost) = (self.sink.unwritten(), self.sink.take_lost());
         for parts in self.streams.values_mut().take(1) {

@@ -6,11 +6,15 @@
 //! key takes its place; there is room for [`UNWRITTEN_MAX`] of them, and before it is full the
 //! shard takes no more readings. Of several writes of a key that wait together only the last is done:
 //! requests of a wave may be carried out in any order.
+//!
+//! Latest values wait a moment while more readings do: the next batch brings most sensors another, and
+//! a write on several nodes costs more than all readings of its sensor do. Window results never wait.
 
 use std::{
     collections::{BTreeMap, HashMap, hash_map::Entry},
     future::poll_fn,
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -18,6 +22,7 @@ use kiln_cluster::{effect, node::Reply};
 use kiln_engine::{Store, Value};
 use kiln_protocol::command::{self, Command, Delete, ItemMeta, Outcome, Ttl};
 
+use super::render;
 use crate::{
     caches::Cache,
     cluster::{self, Asked, Cluster, PATIENCE_MS},
@@ -27,6 +32,10 @@ use crate::{
 
 /// Writes that wait to be tried again, per shard.
 const UNWRITTEN_MAX: usize = 65_536;
+/// Latest values that wait for later ones, per shard.
+const LATEST_WAITING_MAX: usize = 32_768;
+/// How long they do.
+const LATEST_WAIT_MAX: Duration = Duration::from_millis(500);
 /// Requests of one wave.
 const WAVE_LEN_MAX: usize = 1_024;
 /// Writes tried again in one look.
@@ -38,6 +47,13 @@ pub(super) struct Sink {
     pending: Vec<Write>,
     /// Where in `pending` a key is.
     places: HashMap<(u32, Bytes), usize>,
+    /// Latest values that may wait for later ones, by cache and key.
+    latest: HashMap<u32, HashMap<Bytes, Latest>>,
+    latest_len: usize,
+    /// Since when the first of them waits.
+    latest_since: Option<Instant>,
+    /// Memory used again from value to value.
+    text: String,
     /// The partition whose results are just written.
     of: (u64, u32),
     unwritten: BTreeMap<(u32, Bytes), Write>,
@@ -55,11 +71,29 @@ struct Write {
     of: (u64, u32),
 }
 
+/// A latest value that may wait for a later one.
+struct Latest {
+    cache: Arc<Cache>,
+    value: f64,
+    /// The partition of a stream that it follows from.
+    of: (u64, u32),
+}
+
 impl Sink {
     /// Nothing to write yet.
     pub(super) fn new(node: Arc<Node>) -> Self {
-        let (pending, places) = (Vec::new(), HashMap::new());
-        Self { node, pending, places, of: (0, 0), unwritten: BTreeMap::new(), lost: 0 }
+        Self {
+            node,
+            pending: Vec::new(),
+            places: HashMap::new(),
+            latest: HashMap::new(),
+            latest_len: 0,
+            latest_since: None,
+            text: String::new(),
+            of: (0, 0),
+            unwritten: BTreeMap::new(),
+            lost: 0,
+        }
     }
 
     /// What is written next follows from records of this partition of a stream.
@@ -71,8 +105,9 @@ impl Sink {
     /// written what comes after it.
     pub(super) fn forget(&mut self, stream: u64, partitions: &[u32]) {
         if !partitions.is_empty() {
-            let gone = |write: &Write| write.of.0 == stream && partitions.contains(&write.of.1);
-            self.unwritten.retain(|_, write| !gone(write));
+            let gone = |of: (u64, u32)| of.0 == stream && partitions.contains(&of.1);
+            self.unwritten.retain(|_, write| !gone(write.of));
+            self.take_latest(gone);
         }
     }
 
@@ -137,6 +172,55 @@ impl Sink {
         });
     }
 
+    /// Writes the latest value of a sensor; on one node of several it may wait for a later one, see
+    /// [`Sink::flush_while`].
+    pub(super) fn set_latest(
+        &mut self,
+        directly: bool,
+        cache: &Arc<Cache>,
+        sensor: &[u8],
+        value: f64,
+        now_ms: u64,
+    ) {
+        if directly && may_be_direct(&self.node, cache) {
+            let mut text = std::mem::take(&mut self.text);
+            text.clear();
+            render::number(&mut text, value);
+            self.set(directly, cache, sensor, text.as_bytes(), Ttl::Default, now_ms);
+            self.text = text;
+            return;
+        }
+        let of_cache = self.latest.entry(cache.id).or_default();
+        if let Some(latest) = of_cache.get_mut(sensor) {
+            (latest.value, latest.of) = (value, self.of);
+            return;
+        }
+        let latest = Latest { cache: Arc::clone(cache), value, of: self.of };
+        of_cache.insert(Bytes::copy_from_slice(sensor), latest);
+        self.latest_len += 1;
+        self.latest_since.get_or_insert_with(Instant::now);
+    }
+
+    /// Latest values that wait, out of the waiting.
+    fn take_latest(&mut self, which: impl Fn((u64, u32)) -> bool) -> Vec<Write> {
+        let mut taken = Vec::new();
+        for of_cache in self.latest.values_mut() {
+            for (key, latest) in of_cache.extract_if(|_, latest| which(latest.of)) {
+                self.text.clear();
+                render::number(&mut self.text, latest.value);
+                let value = Some(Bytes::copy_from_slice(self.text.as_bytes()));
+                let Latest { cache, of, .. } = latest;
+                taken.push(Write { cache, key, value, ttl: Ttl::Default, of });
+            }
+        }
+        self.latest.retain(|_, of_cache| !of_cache.is_empty());
+        self.latest_len -= taken.len();
+        if self.latest_len == 0 {
+            self.latest_since = None;
+        }
+        taken
+    }
+
     /// Deletes an item.
     pub(super) fn delete(&mut self, directly: bool, cache: &Arc<Cache>, key: &[u8], now_ms: u64) {
         let write = Write {
@@ -177,8 +261,35 @@ impl Sink {
         }
     }
 
-    /// Carries out what has to go through the replication core.
+    /// Carries out what has to go through the replication core. While more readings wait, latest
+    /// values that have not waited for long wait for them.
+    pub(super) async fn flush_while(&mut self, more_come: bool) {
+        let waited = self.latest_since.is_some_and(|since| since.elapsed() >= LATEST_WAIT_MAX);
+        if more_come && !waited && self.latest_len < LATEST_WAITING_MAX {
+            self.flush_pending().await;
+        } else {
+            self.flush().await;
+        }
+    }
+
+    /// Carries out what waits of partitions of a stream.
+    pub(super) async fn flush_of(&mut self, stream: u64, partitions: &[u32]) {
+        let wanted = |of: (u64, u32)| of.0 == stream && partitions.contains(&of.1);
+        for write in self.take_latest(wanted) {
+            self.wait(write);
+        }
+        self.flush_pending().await;
+    }
+
+    /// Carries out all that waits.
     pub(super) async fn flush(&mut self) {
+        for write in self.take_latest(|_| true) {
+            self.wait(write);
+        }
+        self.flush_pending().await;
+    }
+
+    async fn flush_pending(&mut self) {
         let mut pending = std::mem::take(&mut self.pending);
         self.places.clear();
         while !pending.is_empty() {

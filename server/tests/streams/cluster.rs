@@ -105,3 +105,46 @@ fn readings_sent_to_any_node_meet_at_the_owner_of_their_sensor() {
         });
     }
 }
+
+#[test]
+fn latest_values_are_those_of_the_last_readings_also_when_batches_wait_behind_each_other() {
+    const SENSORS: i64 = 40;
+    const BATCHES: i64 = 25;
+    const PRODUCERS: i64 = 6;
+    let cluster = Cluster::start(2, &[]);
+    cluster.until_whole(2);
+    let nodes: Vec<Http> = (0..2).map(|number| Http::of(cluster.member(number))).collect();
+    let made = nodes[0].put("/v1/streams/s", br#"{"windows": [{"tumbling": "10s"}]}"#);
+    assert_eq!(made.status, 201, "{}", String::from_utf8_lossy(&made.body));
+    for http in &nodes {
+        eventually("every node knows the stream", || http.get("/v1/streams/s").status == 200);
+    }
+    cluster.until_whole(2);
+    std::thread::scope(|scope| {
+        for producer in 0..PRODUCERS {
+            let nodes = &nodes;
+            scope.spawn(move || {
+                for number in 0..BATCHES {
+                    // No two readings of a sensor have the same time.
+                    let time = BASE + number * PRODUCERS + producer;
+                    let text: String = (0..SENSORS)
+                        .map(|sensor| format!("s{sensor}, {}, {time}\n", time - BASE + sensor))
+                        .collect();
+                    let target = format!(
+                        "/v1/streams/s/readings?producer=p{producer}&epoch=1&sequence={number}"
+                    );
+                    send(&nodes[(number + producer) as usize % 2], &target, &text);
+                }
+            });
+        }
+    });
+    let last = BATCHES * PRODUCERS - 1;
+    for sensor in 0..SENSORS {
+        let value = (last + sensor).to_string();
+        for http in &nodes {
+            eventually("the item is the last reading", || {
+                http.get(&format!("/v1/caches/s/keys/s{sensor}")).body == value.as_bytes()
+            });
+        }
+    }
+}
