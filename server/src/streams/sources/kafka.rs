@@ -244,6 +244,8 @@ impl Topic {
             }
         };
         feed.state().is_running(feed.part);
+        // Whether the last batch is noted as begun only.
+        let mut is_open = true;
         loop {
             let (messages, end) = match self.fetch(&part, next).await? {
                 Fetched::Messages(messages, end) => (messages, end),
@@ -258,12 +260,24 @@ impl Topic {
                 }
             };
             *pause = PAUSE_FIRST;
+            if messages.is_empty() {
+                if is_open {
+                    // Else it would be sent again when its number may long be forgotten.
+                    self.note(feed, Some(Begun { from: next, to: next })).await?;
+                    is_open = false;
+                }
+                if end > next {
+                    // What is there is no message: a mark of a transaction. It is given at once.
+                    time::sleep(LOOK_EVERY).await;
+                }
+            }
             let mut rest = &messages[..];
             while !rest.is_empty() {
                 let mut batch = Batch::new();
                 let count = add(feed, rest, &mut batch);
                 let to = rest[count - 1].offset + 1;
                 self.note(feed, Some(Begun { from: next, to })).await?;
+                is_open = true;
                 feed.deliver(number(to), &batch).await?;
                 next = to;
                 rest = &rest[count..];

@@ -115,6 +115,7 @@ impl SourceState {
     }
 
     /// Another node reads this part, or nobody.
+    #[cfg(any(test, feature = "kafka"))]
     pub(super) fn leave(&self, part: i32) {
         self.parts.lock().remove(&part);
     }
@@ -150,6 +151,7 @@ impl SourceState {
     }
 
     /// Messages that are there and not fetched.
+    #[cfg(any(test, feature = "kafka"))]
     pub(super) fn set_lag(&self, part: i32, lag: u64) {
         if let Some(part) = self.parts.lock().get_mut(&part) {
             part.lag = Some(lag);
