@@ -156,7 +156,7 @@ impl Driver {
             return;
         }
         let mut actions = std::mem::take(&mut self.turn.actions);
-        self.core.handle_all(now, self.turn.events.drain(..), &mut actions);
+        self.core.handle_all(now, &mut self.turn.events, &mut actions);
         self.publish();
         for action in actions.drain(..) {
             self.carry_out(now, action);
