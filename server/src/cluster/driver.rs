@@ -164,6 +164,8 @@ impl Driver {
         self.turn.actions = actions;
         self.links.flush();
         self.turn.wakers.drain(..).for_each(Waker::wake);
+        let took = self.cluster.mono().since_ns(now.mono);
+        self.cluster.turn_times.count(Duration::from_nanos(took), 1);
     }
 
     /// Rights of the workers and the clock of the stores: before anything of the turn is seen.
