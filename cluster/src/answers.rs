@@ -9,13 +9,18 @@
 //! forgotten only when it was silent for `answer_window_ms`; until then, new clients are refused
 //! when the window is full.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
+use crate::brief::Brief;
 use crate::config::StrongConfig;
-use crate::effect::Outcome;
+use crate::few::Few;
 use crate::ids::{ClientId, RequestId};
+use crate::warm::fetch;
+
+/// Clients whose answers are asked for ahead: mostly a node sees its own and one other.
+const CLIENTS_WARMED: usize = 2;
 
 /// The answers kept for one client.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,7 +30,7 @@ pub struct ClientAnswers {
     /// The clock of its last recorded answer.
     pub used_ms: u64,
     /// Answers above the floor, in order of counters.
-    pub answers: VecDeque<(u64, Outcome)>,
+    pub answers: VecDeque<(u64, Brief)>,
 }
 
 impl ClientAnswers {
@@ -37,16 +42,16 @@ impl ClientAnswers {
         HEAD + self.answers.len() * ANSWER
     }
 
-    fn answer(&self, counter: u64) -> Option<&Outcome> {
+    fn answer(&self, counter: u64) -> Option<Brief> {
         // Nearly all requests are new: one look at the end says so.
         if self.answers.back().is_none_or(|(last, _)| *last < counter) {
             return None;
         }
         let at = self.answers.binary_search_by_key(&counter, |(counter, _)| *counter).ok()?;
-        self.answers.get(at).map(|(_, outcome)| outcome)
+        self.answers.get(at).map(|(_, outcome)| *outcome)
     }
 
-    fn insert(&mut self, counter: u64, outcome: Outcome) {
+    fn insert(&mut self, counter: u64, outcome: Brief) {
         if self.answers.back().is_none_or(|(last, _)| *last < counter) {
             return self.answers.push_back((counter, outcome));
         }
@@ -58,12 +63,12 @@ impl ClientAnswers {
 }
 
 /// What is known of a request.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lookup {
     /// Never seen.
     New,
     /// Carried out; this came of it.
-    Answered(Outcome),
+    Answered(Brief),
     /// Too old to know.
     Forgotten,
     /// Never seen, and there is no room to remember it.
@@ -73,7 +78,7 @@ pub enum Lookup {
 /// The window of one partition.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Answers {
-    clients: BTreeMap<ClientId, ClientAnswers>,
+    clients: Few<ClientId, ClientAnswers>,
 }
 
 impl Answers {
@@ -89,7 +94,7 @@ impl Answers {
     ) -> Lookup {
         match self.clients.get(&id.client) {
             Some(client) => match client.answer(id.counter) {
-                Some(outcome) => Lookup::Answered(outcome.clone()),
+                Some(outcome) => Lookup::Answered(outcome),
                 None if id.counter <= client.floor => Lookup::Forgotten,
                 None => Lookup::New,
             },
@@ -108,6 +113,22 @@ impl Answers {
         }
     }
 
+    /// Asks for the memory that is found from here.
+    pub(crate) fn warm(&self) {
+        if let Some((_, first)) = self.clients.at(0) {
+            fetch(first);
+        }
+    }
+
+    /// Asks for the places that are read and written next, when what [`warm`](Self::warm) asked for
+    /// is here.
+    pub(crate) fn warm_places(&self) {
+        for (_, client) in self.clients.iter().take(CLIENTS_WARMED) {
+            client.answers.front().into_iter().for_each(fetch);
+            client.answers.back().into_iter().for_each(fetch);
+        }
+    }
+
     /// Whether the answer to a request is known.
     #[must_use]
     pub fn answered(&self, id: RequestId) -> bool {
@@ -116,13 +137,7 @@ impl Answers {
     }
 
     /// Records an answer.
-    pub fn record(
-        &mut self,
-        id: RequestId,
-        outcome: Outcome,
-        clock_ms: u64,
-        config: &StrongConfig,
-    ) {
+    pub fn record(&mut self, id: RequestId, outcome: Brief, clock_ms: u64, config: &StrongConfig) {
         if !self.clients.contains_key(&id.client)
             && self.clients.len() >= config.answer_clients_max.max(1)
             && let Some(oldest) =
@@ -130,7 +145,7 @@ impl Answers {
         {
             self.clients.remove(&oldest);
         }
-        let client = self.clients.entry(id.client).or_default();
+        let client = self.clients.get_or_insert_with(id.client, ClientAnswers::default);
         client.used_ms = client.used_ms.max(clock_ms);
         if id.counter > client.floor {
             client.insert(id.counter, outcome);
@@ -144,7 +159,7 @@ impl Answers {
 
     /// Takes in part of another copy's window.
     pub fn merge(&mut self, client: ClientId, other: ClientAnswers) {
-        let own = self.clients.entry(client).or_default();
+        let own = self.clients.get_or_insert_with(client, ClientAnswers::default);
         own.floor = own.floor.max(other.floor);
         own.used_ms = own.used_ms.max(other.used_ms);
         for (counter, outcome) in other.answers {
@@ -181,9 +196,9 @@ mod tests {
     #[test]
     fn a_repeated_request_finds_its_answer() {
         let mut answers = Answers::default();
-        answers.record(id(1, 1), Outcome::Number(5, Version(2)), 10, &config());
+        answers.record(id(1, 1), Brief::Number(5, Version(2)), 10, &config());
         let found = answers.look_up(id(1, 1), 0, 10, &config());
-        assert_eq!(found, Lookup::Answered(Outcome::Number(5, Version(2))));
+        assert_eq!(found, Lookup::Answered(Brief::Number(5, Version(2))));
         assert_eq!(answers.look_up(id(1, 2), 0, 10, &config()), Lookup::New);
     }
 
@@ -191,7 +206,7 @@ mod tests {
     fn a_request_older_than_the_window_is_never_taken_for_new() {
         let mut answers = Answers::default();
         for counter in [3, 5, 9] {
-            answers.record(id(1, counter), Outcome::Deleted, 10, &config());
+            answers.record(id(1, counter), Brief::Deleted, 10, &config());
         }
         assert_eq!(answers.look_up(id(1, 3), 0, 10, &config()), Lookup::Forgotten);
         assert_eq!(answers.look_up(id(1, 2), 0, 10, &config()), Lookup::Forgotten);
@@ -202,13 +217,13 @@ mod tests {
     #[test]
     fn clients_are_refused_rather_than_others_forgotten_too_early() {
         let mut answers = Answers::default();
-        answers.record(id(1, 1), Outcome::Deleted, 10, &config());
+        answers.record(id(1, 1), Brief::Deleted, 10, &config());
         assert_eq!(answers.look_up(id(2, 1), 0, 20, &config()), Lookup::New);
         assert_eq!(answers.look_up(id(2, 1), 1, 20, &config()), Lookup::Full);
-        answers.record(id(2, 1), Outcome::Deleted, 20, &config());
+        answers.record(id(2, 1), Brief::Deleted, 20, &config());
         assert_eq!(answers.look_up(id(3, 1), 0, 109, &config()), Lookup::Full);
         assert_eq!(answers.look_up(id(3, 1), 0, 110, &config()), Lookup::New);
-        answers.record(id(3, 1), Outcome::Deleted, 110, &config());
+        answers.record(id(3, 1), Brief::Deleted, 110, &config());
         assert_eq!(answers.look_up(id(1, 1), 5, 110, &config()), Lookup::Full);
         assert!(matches!(answers.look_up(id(2, 1), 0, 110, &config()), Lookup::Answered(_)));
     }
@@ -217,15 +232,10 @@ mod tests {
     fn a_window_taken_from_a_snapshot_answers_like_the_original() {
         let mut answers = Answers::default();
         for counter in 1..=4 {
-            answers.record(
-                id(1, counter),
-                Outcome::Number(counter, Version(counter)),
-                10,
-                &config(),
-            );
+            answers.record(id(1, counter), Brief::Number(counter, Version(counter)), 10, &config());
         }
         let mut copy = Answers::default();
-        copy.record(id(1, 4), Outcome::Number(4, Version(4)), 10, &config());
+        copy.record(id(1, 4), Brief::Number(4, Version(4)), 10, &config());
         for (client, window) in answers.iter() {
             copy.merge(client, window.clone());
         }

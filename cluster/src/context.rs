@@ -91,31 +91,50 @@ impl Bandwidth {
     }
 }
 
-/// Steps through the store in one turn: each takes up to a millisecond, and clients wait meanwhile.
-const WALKS_PER_TURN: u32 = 1;
+/// Between two steps through the store: each takes up to a quarter of that, and clients, who wait
+/// meanwhile, have the rest.
+const FILL_STEP_EVERY_US: u64 = 500;
+const DROP_STEP_EVERY_US: u64 = 1_000;
 
-/// Until the next turn that may take some.
-const WALK_AGAIN_US: u64 = 1_000;
-
-/// How often a turn looks through the store for the items of a partition.
+/// How often a node looks through its store for the items of a partition.
+///
+/// However many partitions are filled from here or dropped, and however many turns requests cause,
+/// the steps keep their distance. Those who have to wait are told to come one after the other, not
+/// all at the same time to be told to wait again.
 #[derive(Debug, Default)]
 pub struct Walks {
-    /// All that happens in one turn happens at one moment.
-    moment: Mono,
-    taken: u32,
+    filling: Pace,
+    dropping: Pace,
+}
+
+#[derive(Debug, Default)]
+struct Pace {
+    /// When the next step may be taken.
+    next: Mono,
+    /// When the last of those who wait comes again.
+    queue: Mono,
 }
 
 impl Walks {
-    /// Takes a step, if this turn has one left; if not, when to ask again.
+    /// Takes a step for whom another node waits, if it is time; if not, when to ask again.
     pub fn step(&mut self, now: Now) -> Result<(), Mono> {
-        if self.moment != now.mono {
-            *self = Self { moment: now.mono, taken: 0 };
+        self.filling.step(now, FILL_STEP_EVERY_US)
+    }
+
+    /// The same to drop what nobody waits for.
+    pub fn step_to_drop(&mut self, now: Now) -> Result<(), Mono> {
+        self.dropping.step(now, DROP_STEP_EVERY_US)
+    }
+}
+
+impl Pace {
+    fn step(&mut self, now: Now, every_us: u64) -> Result<(), Mono> {
+        if now.mono >= self.next {
+            self.next = now.mono.after_us(every_us);
+            return Ok(());
         }
-        if self.taken >= WALKS_PER_TURN {
-            return Err(now.mono.after_us(WALK_AGAIN_US));
-        }
-        self.taken += 1;
-        Ok(())
+        self.queue = self.queue.max(now.mono).after_us(every_us);
+        Err(self.queue)
     }
 }
 
@@ -238,14 +257,26 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_takes_few_steps_through_the_store() {
+    fn steps_through_the_store_keep_their_distance_however_many_turns_there_are() {
         let mut walks = Walks::default();
-        for moment in [at_ms(0), at_ms(7)] {
-            for _ in 0..WALKS_PER_TURN {
-                assert_eq!(walks.step(moment), Ok(()));
-            }
-            let later = walks.step(moment).expect_err("enough for this turn");
-            assert_eq!(later, moment.mono.after_us(WALK_AGAIN_US));
+        let mut taken = 0;
+        for turn in 0..100_000 {
+            let mono = Mono::default().after_us(turn);
+            taken += u64::from(walks.step(Now { mono, wall_ms: 0 }).is_ok());
+        }
+        assert_eq!(taken, 100_000 / FILL_STEP_EVERY_US);
+    }
+
+    #[test]
+    fn those_who_wait_for_a_step_come_one_after_the_other_and_each_gets_one() {
+        let mut walks = Walks::default();
+        assert_eq!(walks.step_to_drop(at_ms(5)), Ok(()));
+        let mut times: Vec<Mono> =
+            (0..300).map(|_| walks.step_to_drop(at_ms(5)).expect_err("one at a time")).collect();
+        times.dedup();
+        assert_eq!(times.len(), 300);
+        for mono in times {
+            assert_eq!(walks.step_to_drop(Now { mono, wall_ms: 0 }), Ok(()));
         }
     }
 

@@ -89,6 +89,17 @@ pub fn evaluate(
     }
 }
 
+/// Whether an operation comes to the same whatever the item is, and whether or not there is one: a
+/// set that nothing speaks against, as most are.
+#[must_use]
+pub fn is_blind(operation: &Operation, clock_ms: u64, rules: &Rules) -> bool {
+    let Operation::Store { mode: StoreMode::Set, value, ttl, compare: None, .. } = operation else {
+        return false;
+    };
+    let scene = Scene { current: None, next: Version(0), clock_ms, rules };
+    value.len() <= rules.value_len_max && !matches!(scene.end(*ttl), End::Over)
+}
+
 /// When something written now ends: never, at a time to come, or at once.
 enum End {
     Never,
@@ -434,6 +445,35 @@ mod tests {
             create: None,
             touch: None,
         }
+    }
+
+    #[test]
+    fn a_blind_operation_comes_to_the_same_whatever_is_there() {
+        let ends = [Ttl::Never, Ttl::Default, Ttl::Expired, Ttl::At(NOW_MS), Ttl::After(5)];
+        let modes = [StoreMode::Set, StoreMode::Add, StoreMode::Replace, StoreMode::Append];
+        let long: &'static str = "a value that is longer than any of these caches takes in a test";
+        let mut blind = 0;
+        for ((ttl, mode), rules) in ends
+            .into_iter()
+            .flat_map(|ttl| modes.map(|mode| (ttl, mode)))
+            .flat_map(|case| [KEEPS, EVICTS].map(|rules| (case, rules)))
+        {
+            let rules = Rules { value_len_max: 32, ..rules };
+            for (value, compare) in [("new", None), (long, None), ("new", Some(3))] {
+                let operation = store(mode, value, ttl, compare);
+                if !is_blind(&operation, NOW_MS, &rules) {
+                    continue;
+                }
+                blind += 1;
+                let absent = run(None, &operation, &rules);
+                let over = Item { deadline_ms: Some(NOW_MS), ..item("old", 3) };
+                for current in [item("old", 3), over] {
+                    assert_eq!(run(Some(&current), &operation, &rules), absent);
+                }
+            }
+        }
+        assert!(blind > 0);
+        assert!(!is_blind(&incr(1), NOW_MS, &KEEPS));
     }
 
     #[test]

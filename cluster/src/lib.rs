@@ -16,6 +16,7 @@
 
 pub mod answers;
 pub mod balance;
+pub mod brief;
 pub mod clock;
 pub mod config;
 pub mod context;
@@ -24,6 +25,7 @@ pub mod digest;
 pub mod effect;
 pub mod evaluate;
 pub mod eventual;
+mod few;
 pub mod heartbeat;
 pub mod hints;
 pub mod ids;
@@ -42,5 +44,6 @@ pub mod time;
 pub mod tombstone;
 pub mod topology;
 pub mod version;
+mod warm;
 
 pub(crate) use config::mutant;

@@ -4,11 +4,15 @@
 //! keeps those that a learner has not confirmed.
 
 use std::collections::VecDeque;
+use std::ops::Deref;
+use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::effect::{Change, Effect, Outcome};
+use crate::brief::Brief;
+use crate::effect::{Change, Effect};
 use crate::ids::{RequestId, Seq, Version};
+use crate::warm::fetch;
 
 /// One step of a partition's history.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,7 +27,7 @@ pub struct Entry {
     /// What changes; nothing for a barrier and for operations whose condition was not met.
     pub effect: Option<Effect>,
     /// Who asked for it under which name, and what came of it.
-    pub answer: Option<(RequestId, Outcome)>,
+    pub answer: Option<(RequestId, Brief)>,
 }
 
 impl Entry {
@@ -42,11 +46,41 @@ impl Entry {
     }
 }
 
+/// An entry, as the log and all messages that carry it have it: one piece of memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharedEntry(Arc<Entry>);
+
+impl From<Entry> for SharedEntry {
+    fn from(entry: Entry) -> Self {
+        Self(Arc::new(entry))
+    }
+}
+
+impl Deref for SharedEntry {
+    type Target = Entry;
+
+    fn deref(&self) -> &Entry {
+        &self.0
+    }
+}
+
+impl Serialize for SharedEntry {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for SharedEntry {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Entry::deserialize(deserializer).map(Self::from)
+    }
+}
+
 /// A run of entries without gaps.
 #[derive(Clone, Debug, Default)]
 pub struct Log {
     base: Seq,
-    entries: VecDeque<Entry>,
+    entries: VecDeque<SharedEntry>,
     bytes: usize,
 }
 
@@ -75,6 +109,18 @@ impl Log {
         self.bytes
     }
 
+    /// Asks for the place that is written next.
+    pub(crate) fn warm(&self) {
+        self.entries.back().into_iter().for_each(fetch);
+    }
+
+    /// Asks for the entry at a place.
+    pub(crate) fn warm_entry(&self, seq: Seq) {
+        if let Some(entry) = self.get(seq) {
+            fetch(&**entry);
+        }
+    }
+
     /// Number of entries.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -89,13 +135,14 @@ impl Log {
 
     /// The entry at a place, if it is kept.
     #[must_use]
-    pub fn get(&self, seq: Seq) -> Option<&Entry> {
+    pub fn get(&self, seq: Seq) -> Option<&SharedEntry> {
         let index = seq.0.checked_sub(self.base.0 + 1)?;
         self.entries.get(usize::try_from(index).ok()?)
     }
 
     /// Adds an entry. `false`, and nothing changes, if it is not the next one.
-    pub fn push(&mut self, entry: Entry) -> bool {
+    pub fn push(&mut self, entry: impl Into<SharedEntry>) -> bool {
+        let entry = entry.into();
         if entry.seq != self.last().next() {
             return false;
         }
@@ -122,14 +169,14 @@ impl Log {
     }
 
     /// Entries from `seq` on.
-    pub fn from(&self, seq: Seq) -> impl Iterator<Item = &Entry> {
+    pub fn from(&self, seq: Seq) -> impl Iterator<Item = &SharedEntry> {
         let skip = seq.0.saturating_sub(self.base.0 + 1);
         self.entries.iter().skip(usize::try_from(skip).unwrap_or(usize::MAX))
     }
 
     /// Copies entries from `seq` on, at least one if there is any, up to about `bytes_max`.
     #[must_use]
-    pub fn batch(&self, seq: Seq, bytes_max: usize) -> Vec<Entry> {
+    pub fn batch(&self, seq: Seq, bytes_max: usize) -> Vec<SharedEntry> {
         let mut bytes = 0;
         self.from(seq)
             .take_while(|entry| {
@@ -169,9 +216,9 @@ mod tests {
         log.trim(Seq(3));
         log.truncate(Seq(7));
         assert_eq!((log.base(), log.last()), (Seq(3), Seq(7)));
-        assert_eq!(log.bytes(), log.from(Seq(0)).map(Entry::bytes).sum::<usize>());
+        assert_eq!(log.bytes(), log.from(Seq(0)).map(|entry| entry.bytes()).sum::<usize>());
         assert_eq!(log.get(Seq(3)), None);
-        assert_eq!(log.get(Seq(4)), Some(&entry(4)));
+        assert_eq!(log.get(Seq(4)).map(|entry| entry.seq), Some(Seq(4)));
         assert_eq!(log.get(Seq(8)), None);
     }
 

@@ -31,6 +31,7 @@ use crate::store::Store;
 use crate::strong::Replica;
 use crate::time::{Mono, Now, TravellingClock};
 use crate::topology::{Topology, TopologyCommand};
+use crate::warm::{AHEAD, fetch};
 
 /// An operation on a key of a cache.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -204,6 +205,20 @@ const EVICTIONS_PER_TURN: usize = 1_024;
 /// A partition that wants to be woken at once again waits this long: others have their turn.
 const WAKEUP_GAP_US: u64 = 10;
 
+/// Partitions that want to be woken later than so are woken together, at most so much too late: one
+/// turn for what was written within a while instead of one for each write.
+const GATHER_FROM_US: u64 = 20_000;
+const GATHER_US: u64 = 10_000;
+
+/// When a partition that wants to be woken `at` is woken.
+fn gathered(now: Mono, at: Mono) -> Mono {
+    if at < now.after_us(GATHER_FROM_US) {
+        return at;
+    }
+    let gather_ns = GATHER_US * 1_000;
+    Mono(at.0.checked_next_multiple_of(gather_ns).unwrap_or(at.0))
+}
+
 /// One node.
 pub struct Node<S> {
     base: Base<S>,
@@ -308,16 +323,38 @@ impl<S: Store> Node<S> {
     }
 
     /// Takes in several events of one moment: what they cause for one peer goes in one message.
-    pub fn handle_all(
-        &mut self,
-        now: Now,
-        events: impl IntoIterator<Item = Event>,
-        actions: &mut Actions,
-    ) {
-        for event in events {
-            self.take_in(now, event, actions);
+    pub fn handle_all(&mut self, now: Now, events: &mut Vec<Event>, actions: &mut Actions) {
+        let mut events = events.drain(..);
+        while !events.as_slice().is_empty() {
+            let ahead = events.as_slice().iter().take(AHEAD);
+            self.warm(ahead.filter_map(|event| self.place_of_event(event)));
+            for event in events.by_ref().take(AHEAD) {
+                self.take_in(now, event, actions);
+            }
         }
+        drop(events);
         self.finish(now, actions);
+    }
+
+    /// Asks for the memory of these partitions.
+    fn warm(&self, places: impl Iterator<Item = Place>) {
+        let mut known: [Option<&Known>; AHEAD] = [None; AHEAD];
+        for (at, place) in known.iter_mut().zip(places) {
+            *at = self.replicas.known(place);
+            at.iter().for_each(|known| fetch(*known));
+        }
+        known.iter().flatten().for_each(|known| known.replica.warm());
+        known.iter().flatten().for_each(|known| known.replica.warm_further());
+    }
+
+    fn place_of_event(&self, event: &Event) -> Option<Place> {
+        let Event::Request { request, .. } = event else { return None };
+        self.place_of(&request.key)
+    }
+
+    fn place_of_body(body: &Body) -> Option<Place> {
+        let Body::Strong(place, _) = body else { return None };
+        Some(*place)
     }
 
     fn take_in(&mut self, now: Now, event: Event, actions: &mut Actions) {
@@ -373,50 +410,65 @@ impl<S: Store> Node<S> {
         }
         let heard_ms = self.heard_ms.entry(from).or_default();
         *heard_ms = clock_ms.max(*heard_ms);
-        for body in bodies {
-            match body {
-                Body::Heartbeat(beat) => {
-                    self.membership.on_heartbeat(now, from, &beat);
+        let mut bodies = bodies.into_iter();
+        while !bodies.as_slice().is_empty() {
+            self.warm(bodies.as_slice().iter().take(AHEAD).filter_map(Self::place_of_body));
+            for body in bodies.by_ref().take(AHEAD) {
+                self.on_body(now, from, clock_ms, body, actions);
+            }
+        }
+    }
+
+    fn on_body(
+        &mut self,
+        now: Now,
+        from: Member,
+        clock_ms: u64,
+        body: Body,
+        actions: &mut Actions,
+    ) {
+        match body {
+            Body::Heartbeat(beat) => {
+                self.membership.on_heartbeat(now, from, &beat);
+            }
+            Body::Ask { ask, request } => {
+                let late = self.is_late(now, clock_ms, &request);
+                if self.forwarded.is_new(from, ask) && !late {
+                    let asker = Asker::Remote { member: from, ask };
+                    self.on_request(now, asker, request, 0, actions);
                 }
-                Body::Ask { ask, request } => {
-                    let late = self.is_late(now, clock_ms, &request);
-                    if self.forwarded.is_new(from, ask) && !late {
-                        let asker = Asker::Remote { member: from, ask };
-                        self.on_request(now, asker, request, 0, actions);
-                    }
+            }
+            Body::Answer { ask, reply } => self.on_answer(now, from, ask, reply, actions),
+            Body::Strong(place, message) => {
+                if place.group.mode == Mode::Strong {
+                    self.run(now, place, actions, |replica, cx| {
+                        replica.on_message(cx, from, clock_ms, message);
+                    });
                 }
-                Body::Answer { ask, reply } => self.on_answer(now, from, ask, reply, actions),
-                Body::Strong(place, message) => {
-                    if place.group.mode == Mode::Strong {
+            }
+            Body::Confirm(round) => self.on_confirm(now, from, clock_ms, &round),
+            Body::Confirmed(reply) => {
+                for (place, met) in self.base.rounds.on_reply(from, &reply) {
+                    self.run(now, place, actions, |replica, cx| {
+                        replica.on_confirmed(cx, from, met);
+                    });
+                }
+            }
+            Body::Settled(places) => {
+                for (place, term, applied) in places {
+                    if self.replicas.contains_key(&place) {
                         self.run(now, place, actions, |replica, cx| {
-                            replica.on_message(cx, from, clock_ms, message);
+                            replica.on_settled(cx, term, applied, clock_ms);
                         });
                     }
                 }
-                Body::Confirm(round) => self.on_confirm(now, from, clock_ms, &round),
-                Body::Confirmed(reply) => {
-                    for (place, met) in self.base.rounds.on_reply(from, &reply) {
-                        self.run(now, place, actions, |replica, cx| {
-                            replica.on_confirmed(cx, from, met);
-                        });
-                    }
-                }
-                Body::Settled(places) => {
-                    for (place, term, applied) in places {
-                        if self.replicas.contains_key(&place) {
-                            self.run(now, place, actions, |replica, cx| {
-                                replica.on_settled(cx, term, applied, clock_ms);
-                            });
-                        }
-                    }
-                }
-                Body::Eventual(place, message) => {
-                    if place.group.mode == Mode::Eventual {
-                        let Self { base, eventual, .. } = self;
-                        eventual.within(&mut base.context(now, actions), |eventual, turn| {
-                            eventual.on_message(turn, from, place, message);
-                        });
-                    }
+            }
+            Body::Eventual(place, message) => {
+                if place.group.mode == Mode::Eventual {
+                    let Self { base, eventual, .. } = self;
+                    eventual.within(&mut base.context(now, actions), |eventual, turn| {
+                        eventual.on_message(turn, from, place, message);
+                    });
                 }
             }
         }
@@ -587,7 +639,7 @@ impl<S: Store> Node<S> {
         act(&mut known.replica, &mut base.context(now, actions));
         base.staged += known.replica.staged_bytes();
         let soonest = now.mono.after_us(WAKEUP_GAP_US);
-        let next = known.replica.next_wakeup().map(|at| at.max(soonest));
+        let next = known.replica.next_wakeup().map(|at| gathered(now.mono, at.max(soonest)));
         // Most events put off what is due. Noted anew only when it comes earlier, so that few do.
         if let Some(next) = next
             && known.wake_at.is_none_or(|at| next < at)

@@ -35,7 +35,7 @@ use crate::store::{Cursor, ITEM_OVERHEAD_BYTES, Store, Stored};
 /// Items that the engine looks at in one step of upkeep, for each cache.
 const UPKEEP_STEPS: usize = 1_024;
 /// Index buckets of a walk over a partition after which one step has seen enough.
-const BUCKETS_PER_STEP: usize = 16_384;
+const BUCKETS_PER_STEP: usize = 4_096;
 /// Bytes written after which the room left is worked out again.
 const ROOM_AGAIN_BYTES: usize = 16 << 10;
 /// The part of the memory that pages half filled may cost, as a divisor.

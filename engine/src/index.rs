@@ -73,6 +73,7 @@ impl Residue {
     }
 
     /// Whether a hash with this tag may be one. What would be tag 0 is kept as 1.
+    #[cfg(any(test, not(target_arch = "x86_64")))]
     fn may_hold(self, tag: u8) -> bool {
         tag & self.mask == self.low || (tag == 1 && self.low == 0)
     }
@@ -550,12 +551,12 @@ impl Index {
             let mut at = head(cursor);
             loop {
                 let bucket = items.heap.bytes(at, BUCKET_LEN);
-                for (way, &tag) in bucket[..WAYS].iter().enumerate() {
-                    if tag != 0 && wanted.may_hold(tag) {
-                        let slot = entry_of(bucket, way);
-                        prefetch_item(items, slot);
-                        found.push(slot);
-                    }
+                let mut matches = matching_part(bucket, wanted);
+                while matches != 0 {
+                    let slot = entry_of(bucket, matches.trailing_zeros() as usize);
+                    prefetch_item(items, slot);
+                    found.push(slot);
+                    matches &= matches - 1;
                 }
                 match overflow(items, at) {
                     NIL => break,
@@ -566,6 +567,47 @@ impl Index {
         }
         next
     }
+}
+
+/// Bit i is set where tag i may be of a hash that is wanted.
+#[inline]
+fn matching_part(bucket: &[u8], wanted: Residue) -> u32 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{
+            _mm_and_si128, _mm_andnot_si128, _mm_cmpeq_epi8, _mm_loadu_si128, _mm_movemask_epi8,
+            _mm_or_si128, _mm_set1_epi8, _mm_setzero_si128,
+        };
+        assert!(bucket.len() >= 16, "a bucket is 64 bytes");
+        // What would be tag 0 is kept as 1.
+        let also = if wanted.low == 0 { 1 } else { wanted.low };
+        let all = |byte: u8| {
+            // SAFETY: SSE2 is part of x86_64.
+            unsafe { _mm_set1_epi8(byte.cast_signed()) }
+        };
+        // SAFETY: SSE2 is part of x86_64, and 16 bytes are there to load.
+        let may = unsafe {
+            let tags = _mm_loadu_si128(bucket.as_ptr().cast());
+            let same = _mm_cmpeq_epi8(_mm_and_si128(tags, all(wanted.mask)), all(wanted.low));
+            let same = _mm_or_si128(same, _mm_cmpeq_epi8(tags, all(also)));
+            let empty = _mm_cmpeq_epi8(tags, _mm_setzero_si128());
+            _mm_movemask_epi8(_mm_andnot_si128(empty, same))
+        };
+        may.cast_unsigned() & ((1 << WAYS) - 1)
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        matching_part_plain(bucket, wanted)
+    }
+}
+
+/// The same, one by one.
+#[cfg(any(test, not(target_arch = "x86_64")))]
+fn matching_part_plain(bucket: &[u8], wanted: Residue) -> u32 {
+    bucket[..WAYS]
+        .iter()
+        .enumerate()
+        .fold(0, |bits, (way, &tag)| bits | (u32::from(tag != 0 && wanted.may_hold(tag)) << way))
 }
 
 /// Bit i is set where tag i matches.
@@ -712,5 +754,27 @@ fn append(
             }
             next => items.heap.offset(next),
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_looked_at_together_match_as_one_by_one() {
+        let mut bucket = [0_u8; BUCKET_LEN];
+        for modulus in [1, 3, 2, 64, 96, 1_024] {
+            for remainder in (0..modulus).step_by(7) {
+                let wanted = Residue::new(modulus, remainder);
+                for first in 0..=u8::MAX {
+                    for (way, tag) in bucket[..16].iter_mut().enumerate() {
+                        *tag = first.wrapping_add(way as u8 * 5);
+                    }
+                    let together = matching_part(&bucket, wanted);
+                    assert_eq!(together, matching_part_plain(&bucket, wanted));
+                }
+            }
+        }
     }
 }

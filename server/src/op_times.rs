@@ -56,8 +56,9 @@ pub(crate) fn kind(command: &Command<'_>) -> usize {
 #[derive(Debug, Default)]
 pub(crate) struct OpTimes([Histogram; KINDS.len()]);
 
+/// A histogram of one writer.
 #[derive(Debug)]
-struct Histogram {
+pub(crate) struct Histogram {
     buckets: [Counter; BOUNDS_NS.len() + 1],
     sum_ns: Counter,
 }
@@ -71,13 +72,24 @@ impl Default for Histogram {
 impl OpTimes {
     /// Counts operations that took so long, each for `weight`. Only the owner may call this.
     pub(crate) fn count(&self, kinds: &KindCounts, took: Duration, weight: u64) {
+        for (histogram, count) in self.0.iter().zip(kinds).filter(|(_, count)| **count > 0) {
+            histogram.count(took, u64::from(*count) * weight);
+        }
+    }
+}
+
+impl Histogram {
+    /// Counts so many that took so long. Only the owner may call this.
+    pub(crate) fn count(&self, took: Duration, count: u64) {
         let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         let bucket = BOUNDS_NS.partition_point(|bound| *bound < ns);
-        for (histogram, count) in self.0.iter().zip(kinds).filter(|(_, count)| **count > 0) {
-            let count = u64::from(*count) * weight;
-            histogram.buckets[bucket].add(count);
-            histogram.sum_ns.add(ns.saturating_mul(count));
-        }
+        self.buckets[bucket].add(count);
+        self.sum_ns.add(ns.saturating_mul(count));
+    }
+
+    /// As Prometheus wants it.
+    pub(crate) fn summed(&self) -> Summed {
+        sum_of(std::iter::once(self))
     }
 }
 
@@ -94,9 +106,13 @@ pub(crate) struct Summed {
 
 /// The histograms of one kind over all writers.
 pub(crate) fn sum<'a>(times: impl Iterator<Item = &'a OpTimes>, kind: usize) -> Summed {
+    sum_of(times.filter_map(|times| times.0.get(kind)))
+}
+
+fn sum_of<'a>(histograms: impl Iterator<Item = &'a Histogram>) -> Summed {
     let mut counts = [0_u64; BOUNDS_NS.len() + 1];
     let mut sum_ns = 0_u64;
-    for histogram in times.filter_map(|times| times.0.get(kind)) {
+    for histogram in histograms {
         for (count, bucket) in counts.iter_mut().zip(&histogram.buckets) {
             *count += bucket.get();
         }

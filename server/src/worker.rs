@@ -114,6 +114,7 @@ pub(crate) fn run(
         background.push(task::spawn(take_over(Arc::clone(&node), index, inbox)));
         background.push(task::spawn(watch(Arc::clone(&node), index)));
         background.extend(node.cluster.get().map(|cluster| task::spawn(cluster.attend())));
+        let hosting = node.cluster.get().and_then(|cluster| cluster.host_links());
 
         // Nobody listens when the node is already on its way down.
         let _ = started.try_send(());
@@ -122,6 +123,11 @@ pub(crate) fn run(
         // Stops accepting. Connections on their way here are dropped unread.
         background.iter().for_each(task::JoinHandle::abort);
         drain(&node, index).await;
+        if hosting.is_some() {
+            drop(hosting);
+            // The links move on.
+            time::sleep(DRAIN_STEP).await;
+        }
         Ok(())
     })
 }

@@ -249,10 +249,10 @@ impl Pair {
     }
 
     /// What a node sends, as it arrives.
-    fn give(&mut self, at: usize, events: Vec<Event>) -> Result<Vec<Message>, BenchError> {
+    fn give(&mut self, at: usize, mut events: Vec<Event>) -> Result<Vec<Message>, BenchError> {
         let now = Now { mono: self.now, wall_ms: 1_000_000 + self.now.0 / 1_000_000 };
         let mut actions = std::mem::take(&mut self.actions);
-        self.nodes[at].handle_all(now, events, &mut actions);
+        self.nodes[at].handle_all(now, &mut events, &mut actions);
         let mut messages = Vec::new();
         for action in actions.drain(..) {
             match action {

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 
 use crate::context::Context;
 use crate::ids::{Generation, Member, Seq, Term};
-use crate::log::Entry;
+use crate::log::{Entry, SharedEntry};
 use crate::node::Report;
 use crate::store::Store;
 
@@ -88,7 +88,7 @@ impl Replica {
         term: Term,
         log_term: Term,
         applied: Seq,
-        entries: Vec<Entry>,
+        entries: Vec<SharedEntry>,
     ) {
         if term > self.term {
             self.adopt(cx, term);
@@ -138,7 +138,7 @@ impl Replica {
             }
         }
         self.log_term = self.term;
-        let pending: Vec<Entry> = self.log.from(self.applied.next()).cloned().collect();
+        let pending: Vec<SharedEntry> = self.log.from(self.applied.next()).cloned().collect();
         for entry in &pending {
             self.index(cx, entry);
         }
@@ -160,7 +160,7 @@ impl Replica {
     /// part of a later log must not be taken for one with all of it.
     pub(super) fn send_start<S: Store>(&mut self, cx: &mut Context<'_, S>, to: Member) {
         let base = self.log.base();
-        let entries: Vec<Entry> = self.log.from(base.next()).cloned().collect();
+        let entries: Vec<SharedEntry> = self.log.from(base.next()).cloned().collect();
         let last = self.log.last();
         if let Some(primary) = &mut self.primary
             && let Some(peer) = primary.peers.get_mut(&to)
@@ -182,7 +182,7 @@ impl Replica {
         version: u64,
         generation: Generation,
         base: Seq,
-        entries: Vec<Entry>,
+        entries: Vec<SharedEntry>,
     ) {
         if !self.follow(cx, from, term) {
             return;

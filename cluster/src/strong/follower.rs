@@ -7,7 +7,7 @@ use crate::config::mutant;
 use crate::context::Context;
 use crate::effect::{Change, Effect, ItemKey};
 use crate::ids::{Member, Seq, Term, TransferId, Version};
-use crate::log::Entry;
+use crate::log::{Entry, SharedEntry};
 use crate::node::Reply;
 use crate::store::{Store, Stored};
 use crate::topology::{CacheSpec, Eviction};
@@ -41,7 +41,7 @@ impl Replica {
         stable: Seq,
         version: u64,
         probe: bool,
-        entries: Vec<Entry>,
+        entries: Vec<SharedEntry>,
     ) {
         let lower =
             mutant!(cx.config, LowerTermAccepted) && term < self.term && self.primary.is_none();
@@ -121,6 +121,7 @@ impl Replica {
     pub(super) fn apply<S: Store>(&mut self, cx: &mut Context<'_, S>, entry: &Entry) -> bool {
         debug_assert_eq!(entry.seq, self.applied.next());
         if let Some(effect) = &entry.effect {
+            self.stored = true;
             let may_evict = self.may_evict(cx, effect.key.cache)
                 || (mutant!(cx.config, BackupEvicts) && self.primary.is_none());
             if !self.is_dropped(cx, effect.key.cache)
@@ -139,7 +140,7 @@ impl Replica {
         self.applied = entry.seq;
         self.expired_ms = self.expired_ms.max(entry.clock_ms);
         if let Some((id, outcome)) = &entry.answer {
-            self.answers.record(*id, outcome.clone(), entry.clock_ms, &cx.config.strong);
+            self.answers.record(*id, *outcome, entry.clock_ms, &cx.config.strong);
         }
         if let Some(primary) = &mut self.primary {
             primary.judged_ms = primary.judged_ms.max(entry.clock_ms);

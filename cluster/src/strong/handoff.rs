@@ -297,7 +297,7 @@ impl Replica {
             return;
         }
         let mut counted = Vec::new();
-        for (&member, peer) in &primary.peers {
+        for (&member, peer) in primary.peers.iter() {
             let done = peer.transfer.as_ref().is_some_and(|transfer| transfer.stage == Stage::Done);
             if done
                 && peer.started

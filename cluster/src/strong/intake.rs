@@ -105,6 +105,10 @@ impl Replica {
         self.generation = generation;
         self.hold_version = self.hold_version.max(version);
         self.holds = true;
+        if !self.wiping {
+            // There was nothing to be dropped.
+            self.ready_for_chunks(cx);
+        }
     }
 
     /// Everything older is dropped: chunks may come.
@@ -183,6 +187,7 @@ impl Replica {
         if newer || self.is_dropped(cx, key.cache) {
             return true;
         }
+        self.stored = true;
         let may_evict = self.may_evict(cx, key.cache);
         let effect = Effect { key, change: Change::Put(item) };
         cx.store.apply(self.place, &effect, may_evict, 0) == Stored::Done || may_evict

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use crate::answers::ClientAnswers;
 use crate::effect::{Item, ItemKey};
 use crate::ids::{ClientId, Generation, Seq, Term, TransferId, Version};
-use crate::log::Entry;
+use crate::log::SharedEntry;
 
 pub use replica::{PartitionRole, PartitionView, Replica};
 
@@ -44,7 +44,7 @@ pub enum StrongMessage {
         /// Answer even if there are no entries.
         probe: bool,
         /// Entries without gaps.
-        entries: Vec<Entry>,
+        entries: Vec<SharedEntry>,
     },
     /// Copy to primary: all up to here is in memory.
     Ack {
@@ -84,7 +84,7 @@ pub enum StrongMessage {
         /// Applied up to here.
         applied: Seq,
         /// What follows.
-        entries: Vec<Entry>,
+        entries: Vec<SharedEntry>,
     },
     /// New primary to copies: the log from here on is this.
     Start {
@@ -97,7 +97,7 @@ pub enum StrongMessage {
         /// The log up to here is the copy's own.
         base: Seq,
         /// What follows; anything else beyond `base` never happened.
-        entries: Vec<Entry>,
+        entries: Vec<SharedEntry>,
     },
     /// Primary to learner: begin anew, with nothing.
     Fill {

@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::answers::ClientAnswers;
 use crate::context::Asker;
 use crate::effect::{Item, ItemKey};
+use crate::few::Few;
 use crate::ids::{CacheId, ClientId, Member, RequestId, Seq, Term, TransferId, Version};
-use crate::log::Entry;
+use crate::log::SharedEntry;
 use crate::node::Request;
 use crate::store::Cursor;
 use crate::time::{Mono, Now};
@@ -34,7 +35,7 @@ pub(super) enum Phase {
 pub(super) struct Sealed {
     pub(super) log_term: Term,
     pub(super) applied: Seq,
-    pub(super) entries: Vec<Entry>,
+    pub(super) entries: Vec<SharedEntry>,
 }
 
 impl Sealed {
@@ -60,7 +61,7 @@ pub(super) struct Primary {
     /// Versions given in this term.
     pub(super) counter: u64,
     /// The other copies, learners included.
-    pub(super) peers: BTreeMap<Member, Peer>,
+    pub(super) peers: Few<Member, Peer>,
     /// Promotions that were decided on: these copies are waited for. With the version that the
     /// newest proposal names, once there is one.
     pub(super) promoting: BTreeMap<Member, Promotion>,
@@ -87,7 +88,7 @@ impl Primary {
         Self {
             phase,
             counter: 0,
-            peers: BTreeMap::new(),
+            peers: Few::default(),
             promoting: BTreeMap::new(),
             latest: BTreeMap::new(),
             cleared: BTreeMap::new(),
@@ -163,7 +164,7 @@ pub(super) struct Peer {
     /// The removal proposed, by version, and when to propose it again.
     pub(super) removal: Option<(u64, Mono)>,
     /// It is being filled.
-    pub(super) transfer: Option<Transfer>,
+    pub(super) transfer: Option<Box<Transfer>>,
 }
 
 /// A lease that a copy granted.
@@ -251,8 +252,8 @@ pub(super) struct Transfer {
 }
 
 impl Transfer {
-    pub(super) fn waiting(now: Mono) -> Self {
-        Self {
+    pub(super) fn waiting(now: Mono) -> Box<Self> {
+        Box::new(Self {
             id: TransferId(0),
             stage: Stage::Waiting,
             base: Seq(0),
@@ -263,6 +264,6 @@ impl Transfer {
             act_at: now,
             resend_at: now,
             bytes: 0,
-        }
+        })
     }
 }

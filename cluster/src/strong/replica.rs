@@ -16,6 +16,7 @@ use crate::node::{Refusal, Reply, Report, Request};
 use crate::store::Store;
 use crate::time::Mono;
 use crate::topology::{Eviction, OnLoss, PartitionState, TopologyCommand};
+use crate::warm::fetch;
 
 use super::StrongMessage;
 use super::intake::Intake;
@@ -90,6 +91,8 @@ pub struct Replica {
     pub(super) wiping: bool,
     /// When to go on dropping.
     wipe_at: Mono,
+    /// Items of this partition may be in the store.
+    pub(super) stored: bool,
     pub(super) intake: Intake,
     /// The latest transfer taken part in, and who feeds it.
     pub(super) transfer: (Term, TransferId),
@@ -130,6 +133,7 @@ impl Replica {
             holds: false,
             wiping: false,
             wipe_at: Mono::default(),
+            stored: false,
             intake: Intake::EMPTY,
             transfer: (Term(0), TransferId(0)),
             filler: None,
@@ -182,6 +186,8 @@ impl Replica {
         if counts || state.learners.contains(&cx.me) {
             self.hold_version = self.hold_version.max(state.version);
             self.holds = true;
+            // What a lone node took in before there was a table counts as well.
+            self.stored |= counts;
             if counts && state.generation > self.generation {
                 self.begin_generation(cx, state.generation);
             }
@@ -389,7 +395,7 @@ impl Replica {
                 cx.reply(asker, Reply::Indeterminate);
             }
         }
-        self.wiping = true;
+        self.wiping = self.stored;
         self.log = Log::default();
         self.log_term = Term(0);
         self.applied = Seq(0);
@@ -422,7 +428,7 @@ impl Replica {
             keep
         });
         for member in state.in_sync.iter().filter(|member| **member != cx.me) {
-            let peer = primary.peers.entry(*member).or_insert_with(|| Peer::new(cx.now.mono));
+            let peer = primary.peers.get_or_insert_with(*member, || Peer::new(cx.now.mono));
             peer.transfer = None;
             cx.slots.release(place, *member);
         }
@@ -461,12 +467,16 @@ impl Replica {
         if !self.wiping || self.wipe_at > cx.now.mono {
             return;
         }
-        if let Err(later) = cx.walks.step(cx.now) {
+        // Of a copy that is to be filled others wait; what was given up takes its time.
+        let filled = !self.intake.is_complete();
+        let step = if filled { cx.walks.step(cx.now) } else { cx.walks.step_to_drop(cx.now) };
+        if let Err(later) = step {
             self.wipe_at = later;
             return;
         }
         if !cx.store.drop_partition(self.place, cx.config.strong.drop_items) {
             self.wiping = false;
+            self.stored = false;
             self.ready_for_chunks(cx);
         }
     }
@@ -569,6 +579,25 @@ impl Replica {
             primary.promoting.values().for_each(|promotion| at(promotion.again_at));
         }
         (next < Mono::MAX).then_some(next)
+    }
+
+    /// Asks for the memory that nearly every event reads, when the replica itself is here.
+    pub(crate) fn warm(&self) {
+        if let Some(primary) = self.primary.as_deref() {
+            fetch(primary);
+        }
+        self.state.in_sync.first().into_iter().for_each(fetch);
+        self.log.warm();
+        self.answers.warm();
+    }
+
+    /// The same for what is found from there.
+    pub(crate) fn warm_further(&self) {
+        if let Some(primary) = &self.primary {
+            primary.peers.values().take(1).for_each(fetch);
+        }
+        self.log.warm_entry(self.applied.next());
+        self.answers.warm_places();
     }
 
     // ---- looks ---------------------------------------------------------------------------------

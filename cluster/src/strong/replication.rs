@@ -14,10 +14,11 @@
 //! sure as that of a write, and a late repetition finds it.
 
 use crate::answers::Lookup;
-use crate::config::mutant;
+use crate::brief::Brief;
+use crate::config::{NodeConfig, mutant};
 use crate::context::{Asker, Context};
 use crate::effect::{Change, Effect, Item, ItemKey, Operation, Outcome};
-use crate::evaluate::{Rules, evaluate};
+use crate::evaluate::{Rules, evaluate, is_blind};
 use crate::ids::{CacheId, Member, Seq, Term, Version};
 use crate::log::Entry;
 use crate::node::{Refusal, Reply, Report, Request};
@@ -43,20 +44,22 @@ impl Replica {
 
     /// The other copies that must confirm.
     pub(super) fn required<S>(&self, cx: &Context<'_, S>) -> Vec<Member> {
-        let Some(primary) = &self.primary else { return Vec::new() };
-        let mut required: Vec<Member> =
-            self.state.in_sync.iter().copied().filter(|member| *member != cx.me).collect();
-        if !mutant!(cx.config, PromotedNotCounted) {
-            required.extend(
-                primary.promoting.keys().filter(|member| !self.state.in_sync.contains(member)),
-            );
-        }
-        if mutant!(cx.config, ShrinkOnRequest) {
-            required.retain(|member| {
-                primary.peers.get(member).is_none_or(|peer| peer.removal.is_none())
-            });
-        }
-        required
+        self.counted(cx.config, cx.me).collect()
+    }
+
+    fn counted(&self, config: &NodeConfig, me: Member) -> impl Iterator<Item = Member> + '_ {
+        let promoted = !mutant!(config, PromotedNotCounted);
+        let requested = mutant!(config, ShrinkOnRequest);
+        self.primary.iter().flat_map(move |primary| {
+            let in_sync = &self.state.in_sync;
+            let others = in_sync.iter().filter(move |member| **member != me);
+            let promoting = primary.promoting.keys();
+            let promoting = promoting.filter(move |member| promoted && !in_sync.contains(member));
+            others.chain(promoting).copied().filter(move |member| {
+                let removed = || primary.peers.get(member).is_some_and(|p| p.removal.is_some());
+                !(requested && removed())
+            })
+        })
     }
 
     /// A request that may change something.
@@ -79,8 +82,9 @@ impl Replica {
         let Some(version) = next_version(self.term, &mut primary.counter) else {
             return cx.reply(asker, Reply::NotApplied(Refusal::NotReady));
         };
-        let current = self.unconfirmed(cx, &request.key, clock_ms);
         let rules = Rules::of(spec);
+        let blind = is_blind(&request.operation, clock_ms, &rules);
+        let current = if blind { None } else { self.unconfirmed(cx, &request.key, clock_ms) };
         let mut evaluated =
             evaluate(current.as_ref(), &request.operation, version, clock_ms, &rules);
         let absent = current.is_none_or(|item| item.is_over(clock_ms));
@@ -104,7 +108,7 @@ impl Replica {
             version,
             clock_ms,
             effect,
-            answer: request.id.map(|id| (id, short(&evaluated.outcome))),
+            answer: request.id.map(|id| (id, Brief::from(&evaluated.outcome))),
         };
         let waiting = Waiting {
             version,
@@ -142,7 +146,7 @@ impl Replica {
             match self.answers.look_up(id, primary.pending_ids.len(), clock_ms, config) {
                 Lookup::New => {}
                 Lookup::Answered(outcome) => {
-                    let outcome = self.full_answer(cx, request, outcome);
+                    let outcome = self.full_answer(cx, request, outcome.into());
                     return Some(Some(match outcome {
                         Some(outcome) => self.settle(cx, spec.id, outcome),
                         None => Reply::Indeterminate,
@@ -172,7 +176,7 @@ impl Replica {
         if self.log.base() == self.applied {
             return self.log.bytes();
         }
-        self.log.from(self.applied.next()).map(Entry::bytes).sum()
+        self.log.from(self.applied.next()).map(|entry| entry.bytes()).sum()
     }
 
     /// One who waits at a place since an earlier term waits for an entry that never came to be.
@@ -197,8 +201,9 @@ impl Replica {
         let version = entry.version;
         if self.waiting.get(&seq).is_none_or(|waiting| waiting.version != version) {
             // Nobody waits any longer, or the entry came from an earlier primary.
-            let answer = entry.answer.as_ref().map(|(_, outcome)| outcome.clone());
-            let Some(outcome) = answer.and_then(|outcome| self.full_answer(cx, request, outcome))
+            let answer = entry.answer.map(|(_, outcome)| outcome);
+            let Some(outcome) =
+                answer.and_then(|outcome| self.full_answer(cx, request, outcome.into()))
             else {
                 return Some(Reply::Indeterminate);
             };
@@ -309,10 +314,13 @@ impl Replica {
 
     /// Sends each copy what it was not sent yet.
     pub(super) fn ship<S: Store>(&mut self, cx: &mut Context<'_, S>) {
-        let Some(primary) = &self.primary else { return };
-        let peers: Vec<Member> = primary.peers.keys().copied().collect();
-        for peer in peers {
+        let mut place = 0;
+        // To send may start a transfer anew, but adds and removes no peer.
+        while let Some(primary) = &self.primary
+            && let Some((&peer, _)) = primary.peers.at(place)
+        {
             self.send_entries(cx, peer);
+            place += 1;
         }
     }
 
@@ -396,18 +404,17 @@ impl Replica {
         if primary.serves() && self.applied == self.log.last() {
             return;
         }
-        let required = self.required(cx);
         let barrier = match primary.phase {
             Phase::Leased | Phase::Sealing(_) => return,
             Phase::Starting { barrier } => Some(barrier),
             Phase::Serving => None,
         };
-        let confirmed = required
-            .iter()
+        let confirmed = self
+            .counted(cx.config, cx.me)
             .map(|member| {
                 primary
                     .peers
-                    .get(member)
+                    .get(&member)
                     .filter(|peer| peer.started)
                     .map_or(Seq(0), |peer| peer.acked)
             })
@@ -423,6 +430,9 @@ impl Replica {
         }
         if self.applied == before && barrier.is_none() {
             return;
+        }
+        while self.deadlines.front().is_some_and(|(_, seq)| *seq <= self.applied) {
+            self.deadlines.pop_front();
         }
         if self.applied > before {
             let (place, term, seq) = (self.place, self.term, self.applied);
@@ -461,7 +471,7 @@ impl Replica {
         }
         let mut due = Vec::new();
         let mut removals = Vec::new();
-        for (&member, peer) in &mut primary.peers {
+        for (&member, peer) in primary.peers.iter_mut() {
             if peer.resend_at.is_none_or(|at| at > now) {
                 continue;
             }
@@ -555,15 +565,6 @@ fn next_version(term: Term, counter: &mut u64) -> Option<Version> {
     }
     *counter = next;
     Some(Version(term.0 << COUNTER_BITS | next))
-}
-
-/// An outcome as it is kept for retries: without values.
-fn short(outcome: &Outcome) -> Outcome {
-    match outcome {
-        Outcome::Hit(item) => Outcome::Touched(item.version),
-        Outcome::Won(item) => Outcome::Won(Item { version: item.version, ..Item::default() }),
-        outcome => outcome.clone(),
-    }
 }
 
 /// A version for a barrier.

@@ -156,7 +156,7 @@ impl Driver {
             return;
         }
         let mut actions = std::mem::take(&mut self.turn.actions);
-        self.core.handle_all(now, self.turn.events.drain(..), &mut actions);
+        self.core.handle_all(now, &mut self.turn.events, &mut actions);
         self.publish();
         for action in actions.drain(..) {
             self.carry_out(now, action);
@@ -164,6 +164,8 @@ impl Driver {
         self.turn.actions = actions;
         self.links.flush();
         self.turn.wakers.drain(..).for_each(Waker::wake);
+        let took = self.cluster.mono().since_ns(now.mono);
+        self.cluster.turn_times.count(Duration::from_nanos(took), 1);
     }
 
     /// Rights of the workers and the clock of the stores: before anything of the turn is seen.

@@ -40,7 +40,8 @@ use crate::{
     caches::ClusterCache,
     clock::Clock,
     control::{CommitError, Control},
-    peer::{LinkStats, Links},
+    op_times::Histogram,
+    peer::{Hosting, LinkStats, Links},
 };
 
 /// How long a client waits for the controller group.
@@ -76,6 +77,8 @@ pub(crate) struct Cluster {
     pub(super) losses: ArcSwap<BTreeMap<Place, (Generation, u64)>>,
     pub(super) events: Mutex<VecDeque<Event>>,
     pub(super) turns: Arc<Turns>,
+    /// Written by whoever runs a turn: one at a time.
+    pub(crate) turn_times: Histogram,
     control: OnceLock<Control>,
     links: OnceLock<Links>,
     /// Some key of each partition.
@@ -103,6 +106,7 @@ impl Cluster {
             losses: ArcSwap::default(),
             events: Mutex::new(VecDeque::new()),
             turns,
+            turn_times: Histogram::default(),
             control: OnceLock::new(),
             links: OnceLock::new(),
             keys: OnceLock::new(),
@@ -258,6 +262,12 @@ impl Cluster {
     /// another thread. Without it, the cluster thread does.
     pub(crate) fn attend(&self) -> impl Future<Output = ()> + Send + use<> {
         Arc::clone(&self.turns).attend()
+    }
+
+    /// Reads on the current runtime, a worker's, what some other nodes say: a confirmation is then
+    /// read where a request waits for it, or by a thread that is awake as often.
+    pub(crate) fn host_links(&self) -> Option<Hosting> {
+        self.links.get().map(Links::host)
     }
 
     /// Removes all items of a cache, in every partition. Those that were there when this is called

@@ -1,8 +1,9 @@
 //! Who runs the driver's turns.
 //!
-//! The cluster thread runs them when messages or the time ask for it. A worker that hands in requests
-//! runs the turn itself, after the other connections that are ready, unless somebody is at it: what
-//! it asks leaves for the other nodes without another thread being woken first. What always holds:
+//! The cluster thread runs them when the time or the table asks for it. A worker that hands in requests,
+//! or reads what another node says, runs the turn itself, after the other connections that are ready,
+//! unless somebody is at it: what it asks leaves for the other nodes, and what they answer is told,
+//! without another thread being woken first. What always holds:
 //! whoever ran a turn looks once more after it let the driver go, so that nothing that was put in
 //! meanwhile is left lying; only the cluster thread ever waits for the driver.
 
@@ -73,11 +74,11 @@ impl Turns {
         self.arrived.notify_one();
     }
 
-    /// A message of another node came; `more` of the same read follow. Called on the cluster thread.
+    /// A message of another node came; `more` of the same read follow.
     pub(super) fn put(&self, message: Message, more: bool) {
         self.waiting.lock().messages.push(message);
         if !more {
-            self.wake();
+            self.wake_near();
         }
     }
 
@@ -89,8 +90,13 @@ impl Turns {
         }
         waiting.submissions.push(submission);
         drop(waiting);
-        NEAR.with_borrow(|near| near.as_deref().unwrap_or(&self.arrived).notify_one());
+        self.wake_near();
         true
+    }
+
+    /// Has this thread look, if it runs turns; else the cluster thread.
+    fn wake_near(&self) {
+        NEAR.with_borrow(|near| near.as_deref().unwrap_or(&self.arrived).notify_one());
     }
 
     /// What the turn that begins takes: waves up to a limit, and all messages.
@@ -121,22 +127,17 @@ impl Turns {
     }
 
     fn run_here(&self) {
-        for _ in 0..TURNS_MAX {
-            // Whoever has it looks for what is waiting when it lets go.
-            let Some(mut place) = self.driver.try_lock() else { return };
-            let Some(driver) = place.as_mut() else { return };
+        let turn = |driver: &mut Driver| {
             driver.turn(self);
             let due = driver.due();
             if due < driver.sleeps_until {
                 driver.sleeps_until = due;
                 self.wake();
             }
-            drop(place);
-            if self.is_empty() {
-                return;
-            }
+        };
+        if while_free(&self.driver, || self.is_empty(), turn) {
+            self.wake();
         }
-        self.wake();
     }
 
     /// The cluster thread: runs turns until the node stops.
@@ -176,6 +177,25 @@ impl Turns {
     }
 }
 
+/// Takes turns with what `place` holds, unless another thread is at it: that one looks for what is
+/// waiting when it lets go. True when there is more to do than turns for one to take in a row.
+fn while_free<D>(
+    place: &Mutex<Option<D>>,
+    is_empty: impl Fn() -> bool,
+    mut turn: impl FnMut(&mut D),
+) -> bool {
+    for _ in 0..TURNS_MAX {
+        let Some(mut held) = place.try_lock() else { return false };
+        let Some(driver) = held.as_mut() else { return false };
+        turn(driver);
+        drop(held);
+        if is_empty() {
+            return false;
+        }
+    }
+    true
+}
+
 /// The thread that ran turns for its own requests does not any more.
 struct Gone(Arc<Turns>);
 
@@ -184,5 +204,60 @@ impl Drop for Gone {
         // Not while a thread ends, when there is nothing left to be set.
         let _ = NEAR.try_with(|near| near.take());
         self.0.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Barrier, thread};
+
+    use super::*;
+
+    #[test]
+    fn nothing_that_is_put_in_is_left_lying_whoever_takes_the_turns() {
+        const THREADS: usize = 3;
+        const ROUNDS: usize = 3_000;
+        let waiting = Mutex::new(Vec::new());
+        let place = Mutex::new(Some(Vec::new()));
+        let barrier = Barrier::new(THREADS);
+        let turn = |taken: &mut Vec<usize>| {
+            let new = std::mem::take(&mut *waiting.lock());
+            taken.extend(new);
+        };
+        let is_empty = || waiting.lock().is_empty();
+        thread::scope(|scope| {
+            for thread in 0..THREADS {
+                let (barrier, waiting, place) = (&barrier, &waiting, &place);
+                let (turn, is_empty) = (&turn, &is_empty);
+                scope.spawn(move || {
+                    for round in 0..ROUNDS {
+                        barrier.wait();
+                        waiting.lock().push(round * THREADS + thread);
+                        if while_free(place, is_empty, turn) {
+                            // What the cluster thread does, which waits for its turn.
+                            place.lock().as_mut().into_iter().for_each(turn);
+                        }
+                        barrier.wait();
+                        // All have done what they do of themselves.
+                        assert!(is_empty(), "round {round}");
+                    }
+                });
+            }
+        });
+        let mut taken = place.into_inner().unwrap();
+        taken.sort_unstable();
+        assert!(taken.into_iter().eq(0..THREADS * ROUNDS));
+    }
+
+    #[test]
+    fn turns_in_a_row_end_and_leave_the_rest_to_be_asked_for() {
+        let place = Mutex::new(Some(0));
+        assert!(while_free(&place, || false, |turns| *turns += 1));
+        assert_eq!(*place.lock(), Some(TURNS_MAX));
+        let held = place.lock();
+        assert!(!while_free(&place, || false, |_| unreachable!("another one has it")));
+        drop(held);
+        *place.lock() = None;
+        assert!(!while_free(&place, || false, |_| unreachable!("there is none")));
     }
 }

@@ -173,6 +173,11 @@ fn about_cluster(families: &mut Families, node: &Node) {
         .map(|(labels, count)| (labels.as_slice(), count as f64))
         .collect();
     families.gauge("kiln_cluster_nodes", "Nodes in the table, by state.", &nodes);
+    families.histogram(
+        "kiln_cluster_turn_seconds",
+        "Time of turns of the replication core: requests and messages wait meanwhile.",
+        &[([], cluster.turn_times.summed())],
+    );
     for (name, help, value) in [
         ("kiln_cluster_epoch", "Version of the agreed table.", topology.epoch.0 as f64),
         ("kiln_cluster_partitions", "Partitions of all groups.", figures.partitions as f64),
@@ -729,7 +734,12 @@ impl Families {
         });
     }
 
-    fn histogram(&mut self, name: &str, help: &str, values: &[([(&str, &str); 2], Summed)]) {
+    fn histogram<const N: usize>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: &[([(&str, &str); N], Summed)],
+    ) {
         let metrics = values.iter().map(|(labels, summed)| {
             let mut histogram = Histogram::default();
             histogram.set_sample_count(summed.count);

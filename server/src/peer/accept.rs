@@ -8,6 +8,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     net::SocketAddr,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
@@ -17,13 +18,14 @@ use std::{
 
 use bytes::Bytes;
 use kiln_cluster::{
-    ids::{ClusterId, Incarnation},
+    ids::{ClusterId, Incarnation, NodeId},
     message::Message,
 };
 use kiln_protocol::peer::{BODY_LEN_MAX, FrameKind, Label};
 use parking_lot::Mutex;
 use tokio::{
     net::{TcpListener, TcpStream},
+    runtime::Handle,
     sync::Semaphore,
     time::{sleep, timeout},
 };
@@ -209,18 +211,71 @@ async fn serve(
     shared: Arc<Shared>,
     connection: Arc<Connection>,
     purpose: Purpose,
-    mut reader: FrameReader,
+    reader: FrameReader,
 ) {
     let Some(id) = shared.accepted.add(purpose, &connection) else { return };
-    let mut role = Answering {
+    let role = Answering {
         shared: Arc::clone(&shared),
         connection: Arc::clone(&connection),
         work: Arc::default(),
         batch: Vec::new(),
         held: None,
     };
-    let ended = connection.run(&mut reader, &mut role, &shared.settings).await;
-    shared.accepted.remove(id);
+    answer(shared, connection, Serving { id, purpose, reader, role }).await;
+}
+
+/// A connection that is served, wherever it is.
+struct Serving {
+    id: u64,
+    purpose: Purpose,
+    reader: FrameReader,
+    role: Answering,
+}
+
+/// Answers until the connection ends, or goes on with that on another runtime.
+fn answer(
+    shared: Arc<Shared>,
+    connection: Arc<Connection>,
+    mut serving: Serving,
+) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    Box::pin(async move {
+        let mut hosts = shared.hosts.subscribe();
+        loop {
+            let node = connection.other.member.node;
+            let home = match serving.purpose {
+                Purpose::Link => host_of(node, &hosts.borrow_and_update()),
+                Purpose::Call => None,
+            };
+            let home = home.unwrap_or_else(|| shared.runtime.clone());
+            if home.id() != Handle::current().id() {
+                match connection.move_to(&mut serving.reader, &home) {
+                    Ok(()) => {
+                        home.spawn(answer(shared, connection, serving));
+                        return;
+                    }
+                    Err(error) => tracing::debug!(%node, %error, "a link stays where it is"),
+                }
+            }
+            let Serving { reader, role, .. } = &mut serving;
+            tokio::select! {
+                ended = connection.run(reader, role, &shared.settings) => {
+                    return end(&shared, connection, serving, &ended);
+                }
+                changed = hosts.changed() => if changed.is_err() { return },
+            }
+        }
+    })
+}
+
+/// The runtime that reads what a node says: always the same one while the same ones are there.
+fn host_of(node: NodeId, hosts: &[Handle]) -> Option<Handle> {
+    let count = u64::try_from(hosts.len()).ok()?;
+    let at = node.0.checked_rem(count)?;
+    hosts.get(usize::try_from(at).ok()?).cloned()
+}
+
+fn end(shared: &Shared, connection: Arc<Connection>, serving: Serving, ended: &Ended) {
+    shared.accepted.remove(serving.id);
     let Other { member, name, .. } = &connection.other;
     match ended {
         Ended::Corrupt(_) | Ended::Unreadable | Ended::Impostor | Ended::Stalled => {
@@ -229,7 +284,7 @@ async fn serve(
         }
         _ => tracing::debug!(node = %member.node, %name, "link of a node ended: {ended}"),
     }
-    drop((role, connection));
+    drop((serving, connection));
     shared.forget_counters();
 }
 
@@ -326,7 +381,8 @@ impl Answering {
         let caller = Caller { member: *member, name: Arc::clone(name) };
         let answer = self.shared.inbound.call(caller, kind, body);
         let connection = Arc::clone(&self.connection);
-        tokio::spawn(async move {
+        // Not where it is read: an answer may take a while, and outlives that place.
+        self.shared.runtime.spawn(async move {
             // A caller that has given up is told nothing.
             if let Ok(answer) = timeout(within.min(CALL_TIME_MAX), answer).await {
                 reply(&connection, label, answer);

@@ -8,6 +8,7 @@ use std::{
     collections::HashMap,
     io,
     net::SocketAddr,
+    os::fd::AsFd,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -15,12 +16,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use kiln_cluster::message::Message;
 use kiln_protocol::peer::{BODY_LEN_MAX, FrameError, FrameKind, Label};
 use parking_lot::Mutex;
 use tokio::{
-    net::tcp::OwnedWriteHalf,
+    net::{TcpStream, tcp::OwnedWriteHalf},
+    runtime::Handle,
     sync::{Notify, oneshot},
     task::yield_now,
     time::{MissedTickBehavior, interval, timeout},
@@ -50,7 +53,8 @@ pub(super) struct Connection {
     pub(super) other: Other,
     pub(super) remote: SocketAddr,
     pub(super) counters: Arc<Counters>,
-    socket: OwnedWriteHalf,
+    /// Another handle when the connection moves to another runtime.
+    socket: ArcSwap<Socket>,
     out: Mutex<Outbox>,
     /// Something was put into the box since it was last written.
     dirty: AtomicBool,
@@ -62,6 +66,24 @@ pub(super) struct Connection {
     wake: Notify,
     calls: Mutex<Calls>,
     calls_max: usize,
+}
+
+/// The writing end. Dropped, it leaves the socket as it is: [`Connection::close`] ends it.
+#[derive(Debug)]
+struct Socket(Option<OwnedWriteHalf>);
+
+impl Socket {
+    fn get(&self) -> io::Result<&OwnedWriteHalf> {
+        self.0.as_ref().ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if let Some(half) = self.0.take() {
+            half.forget();
+        }
+    }
 }
 
 /// Calls without an answer yet.
@@ -85,7 +107,7 @@ impl Connection {
             other,
             remote,
             counters,
-            socket,
+            socket: ArcSwap::from_pointee(Socket(Some(socket))),
             out: Mutex::new(Outbox::new(room, settings.compress_from)),
             dirty: AtomicBool::new(false),
             blocked: AtomicBool::new(false),
@@ -127,7 +149,7 @@ impl Connection {
 
     fn write(&self) {
         let mut out = self.out.lock();
-        let result = out.write(&self.socket);
+        let result = self.socket.load().get().and_then(|socket| out.write(socket));
         let blocked = !out.is_empty();
         // Under the lock, so that the last writer has the last word.
         let was_blocked = self.blocked.swap(blocked, Relaxed);
@@ -149,7 +171,10 @@ impl Connection {
     pub(super) fn close(&self) {
         if !self.closed.swap(true, Relaxed) {
             // Not by dropping the socket: handlers of calls may hold on to it for a while.
-            let _ = socket2::SockRef::from(self.socket.as_ref()).shutdown(std::net::Shutdown::Both);
+            if let Ok(socket) = self.socket.load().get() {
+                let socket = socket2::SockRef::from(socket.as_ref());
+                let _ = socket.shutdown(std::net::Shutdown::Both);
+            }
             self.wake.notify_one();
         }
     }
@@ -218,7 +243,21 @@ impl Connection {
         }
     }
 
-    /// Reads and writes until the connection ends.
+    /// Has the connection read on another runtime from now on: nobody may be at
+    /// [`run`](Self::run) meanwhile. After an error it is as before.
+    pub(super) fn move_to(&self, reader: &mut FrameReader, runtime: &Handle) -> io::Result<()> {
+        // A second handle on the socket: the first is let go by all who still write to it, and with
+        // it its place in the former runtime.
+        let socket = reader.socket().as_ref().as_fd().try_clone_to_owned()?;
+        let _context = runtime.enter();
+        let (read, write) = TcpStream::from_std(socket.into())?.into_split();
+        reader.go_on_with(read);
+        self.socket.store(Arc::new(Socket(Some(write))));
+        Ok(())
+    }
+
+    /// Reads and writes until the connection ends. Dropping the future loses nothing: it may be
+    /// called again.
     pub(super) async fn run(
         &self,
         reader: &mut FrameReader,
@@ -243,6 +282,11 @@ impl Connection {
         let mut tick = interval(settings.ping_every.min(settings.stall / 4));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut unyielded = 0;
+        let socket = self.socket.load_full();
+        let writable = match socket.get() {
+            Ok(socket) => socket,
+            Err(error) => return Ended::Broken(error),
+        };
         loop {
             // First, for the handshake may have read more than its own.
             if let Err(ended) = self.handle(reader, role) {
@@ -261,7 +305,7 @@ impl Connection {
                     }
                     Err(error) => return Ended::Broken(error),
                 },
-                ready = self.socket.writable(), if self.blocked.load(Relaxed) => match ready {
+                ready = writable.writable(), if self.blocked.load(Relaxed) => match ready {
                     Ok(()) => self.write(),
                     Err(error) => return Ended::Broken(error),
                 },

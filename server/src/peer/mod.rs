@@ -96,7 +96,8 @@ pub(crate) struct Caller {
 
 /// What comes from other nodes.
 pub(crate) trait Inbound: Send + Sync {
-    /// A message of the core came. Called on the links' thread; must not block. `more` says that
+    /// A message of the core came. Called on the links' thread or that of a host ([`Links::host`]),
+    /// those of one connection never on two at a time; must not block. `more` says that
     /// further messages of the same read follow.
     fn message(&self, message: Message, more: bool);
 
@@ -131,6 +132,8 @@ struct Shared {
     accepted: Accepted,
     calls_at: Arc<Semaphore>,
     stopped: watch::Sender<bool>,
+    /// Where links of other nodes are read; on `runtime` while there are none.
+    hosts: watch::Sender<Vec<Handle>>,
 }
 
 impl Links {
@@ -157,6 +160,7 @@ impl Links {
             accepted: Accepted::new(),
             calls_at: Arc::new(Semaphore::new(CALLS_AT_MAX)),
             stopped: watch::Sender::new(false),
+            hosts: watch::Sender::new(Vec::new()),
         });
         tokio::spawn(accept::accept(Arc::clone(&shared), listener));
         Ok(Self { shared })
@@ -290,6 +294,14 @@ impl Links {
         self.shared.accepted.turned_away.load(Relaxed)
     }
 
+    /// Has what other nodes say read on the current runtime, one of those that called this, until the
+    /// guard is dropped: their messages are then handed on where requests wait for them.
+    pub(crate) fn host(&self) -> Hosting {
+        let runtime = Handle::current();
+        self.shared.hosts.send_modify(|hosts| hosts.push(runtime.clone()));
+        Hosting { shared: Arc::clone(&self.shared), runtime }
+    }
+
     /// Closes all connections and the listener, for good.
     pub(crate) fn close(&self) {
         self.shared.stopped.send_replace(true);
@@ -301,6 +313,19 @@ impl Links {
             peer.let_go();
         }
         self.shared.accepted.stop();
+    }
+}
+
+/// A runtime reads links; dropped, they go elsewhere.
+pub(crate) struct Hosting {
+    shared: Arc<Shared>,
+    runtime: Handle,
+}
+
+impl Drop for Hosting {
+    fn drop(&mut self) {
+        let gone = self.runtime.id();
+        self.shared.hosts.send_modify(|hosts| hosts.retain(|host| host.id() != gone));
     }
 }
 

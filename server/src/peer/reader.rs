@@ -56,6 +56,15 @@ impl FrameReader {
         self.frames.body_len_max = body_len_max;
     }
 
+    /// Goes on with another handle on the same socket. What was read is kept.
+    pub(super) fn go_on_with(&mut self, socket: OwnedReadHalf) {
+        self.socket = socket;
+    }
+
+    pub(super) fn socket(&self) -> &OwnedReadHalf {
+        &self.socket
+    }
+
     /// Reads once; 0 at the end of the stream. Dropping the future loses nothing.
     pub(super) async fn fill(&mut self) -> io::Result<usize> {
         // The buffer doubles while a large frame comes in, so that its bytes move rarely.

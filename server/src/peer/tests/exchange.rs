@@ -201,3 +201,42 @@ fn a_message_longer_than_a_frame_is_refused_and_leaves_nothing_behind() {
     assert!(matches!(out.message(&message), Err(Rejected::TooLarge { .. })));
     assert_eq!((out.waiting(), out.is_empty()), (0, true));
 }
+
+#[tokio::test]
+async fn a_link_moves_between_runtimes_and_nothing_is_lost_or_overtaken() {
+    let (a, b) = TestNode::pair().await;
+    let mut sent = 0;
+    let mut expected = Vec::new();
+    let mut send_until_read_on = async |thread: thread::ThreadId| {
+        until("it is read there", || {
+            sent += 1;
+            expected.push(small(sent));
+            a.send(&b, vec![small(sent)]);
+            a.links.flush();
+            *b.inbox.thread.lock() == Some(thread)
+        })
+        .await;
+    };
+    send_until_read_on(thread::current().id()).await;
+    for _ in 0..3 {
+        let links = b.links.clone();
+        let (let_go, told) = tokio::sync::oneshot::channel::<()>();
+        let (end, ended) = tokio::sync::oneshot::channel::<()>();
+        let host = thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(async {
+                let hosting = links.host();
+                told.await.unwrap();
+                drop(hosting);
+                ended.await.unwrap();
+            });
+        });
+        send_until_read_on(host.thread().id()).await;
+        let_go.send(()).unwrap();
+        send_until_read_on(thread::current().id()).await;
+        end.send(()).unwrap();
+        host.join().unwrap();
+    }
+    b.receives(&expected).await;
+    assert_eq!(a.call(&b, ECHO, b"still there").await.unwrap(), "still there");
+}

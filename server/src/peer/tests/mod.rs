@@ -10,6 +10,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     pin::Pin,
     sync::Arc,
+    thread::{self, ThreadId},
     time::{Duration, Instant},
 };
 
@@ -52,12 +53,15 @@ struct TestNode {
 #[derive(Default)]
 struct Inbox {
     messages: Mutex<Vec<(Message, bool)>>,
+    /// Where the last one was handed on.
+    thread: Mutex<Option<ThreadId>>,
     /// Futures of calls that were dropped before they answered.
     given_up: Arc<Mutex<u32>>,
 }
 
 impl Inbound for Inbox {
     fn message(&self, message: Message, more: bool) {
+        *self.thread.lock() = Some(thread::current().id());
         self.messages.lock().push((message, more));
     }
 
@@ -203,7 +207,7 @@ fn append(number: u64, value: Bytes) -> Body {
         effect: Some(Effect { key, change: Change::Put(item) }),
         answer: None,
     };
-    let entries = vec![entry];
+    let entries = vec![entry.into()];
     let (term, stable) = (Term(5), Seq(number));
     Body::Strong(place(), StrongMessage::Append { term, stable, version: 9, probe: false, entries })
 }
