@@ -221,15 +221,31 @@ async fn serve(
         batch: Vec::new(),
         held: None,
     };
-    answer(shared, connection, Serving { id, purpose, reader, role }).await;
+    let listed = Listed { shared: Arc::clone(&shared), connection: Arc::clone(&connection), id };
+    answer(shared, connection, Serving { listed, purpose, reader, role }).await;
 }
 
 /// A connection that is served, wherever it is.
 struct Serving {
-    id: u64,
+    listed: Listed,
     purpose: Purpose,
     reader: FrameReader,
     role: Answering,
+}
+
+/// A connection in the list of those that stand. It ends with whoever serves it, also when that is
+/// because a runtime ended.
+struct Listed {
+    shared: Arc<Shared>,
+    connection: Arc<Connection>,
+    id: u64,
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        self.connection.close();
+        self.shared.accepted.remove(self.id);
+    }
 }
 
 /// Answers until the connection ends, or goes on with that on another runtime.
@@ -275,7 +291,6 @@ fn host_of(node: NodeId, hosts: &[Handle]) -> Option<Handle> {
 }
 
 fn end(shared: &Shared, connection: Arc<Connection>, serving: Serving, ended: &Ended) {
-    shared.accepted.remove(serving.id);
     let Other { member, name, .. } = &connection.other;
     match ended {
         Ended::Corrupt(_) | Ended::Unreadable | Ended::Impostor | Ended::Stalled => {
@@ -284,7 +299,8 @@ fn end(shared: &Shared, connection: Arc<Connection>, serving: Serving, ended: &E
         }
         _ => tracing::debug!(node = %member.node, %name, "link of a node ended: {ended}"),
     }
-    drop((serving, connection));
+    drop(serving.listed);
+    drop((serving.reader, serving.role, connection));
     shared.forget_counters();
 }
 
