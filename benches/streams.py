@@ -213,7 +213,7 @@ def main():
     parser.add_argument("--only", default="operator,lone,pair,flink")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--readings", type=int, default=8_000_000, help="of one run over HTTP")
-    parser.add_argument("--connections", type=int, default=8)
+    parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--flink-readings", type=int, default=10_000_000)
     parser.add_argument("--flink-libs", default="target/ci/flink", help="a virtual environment for apache-flink")
     parser.add_argument("--json", help="write all figures")

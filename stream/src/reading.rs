@@ -9,7 +9,13 @@
 //! - a time is within [`TIME_MIN`]..=[`TIME_MAX`], a value is finite;
 //! - a batch holds at most [`Batch::LEN_MAX`] readings.
 
-use serde::{Deserialize, Serialize};
+mod packed;
+
+use std::fmt;
+
+use serde::de::value::SeqAccessDeserializer;
+use serde::de::{self, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// The longest sensor id in bytes: a memcached key.
 pub const SENSOR_LEN_MAX: usize = 250;
@@ -83,8 +89,7 @@ fn check_sensor(sensor: &[u8]) -> Result<(), ReadingError> {
 }
 
 /// Readings in columns, in order of arrival.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(try_from = "Packed")]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
     /// All ids behind each other.
     ids: Vec<u8>,
@@ -247,9 +252,9 @@ impl Batch {
     }
 }
 
-/// How a batch travels: columns as byte strings, numbers little-endian.
+/// How a batch travelled before: columns as byte strings, numbers little-endian. Still read.
 #[derive(Deserialize)]
-struct Packed {
+struct Columns {
     #[serde(with = "serde_bytes")]
     ids: Vec<u8>,
     #[serde(with = "serde_bytes")]
@@ -262,32 +267,32 @@ struct Packed {
 
 impl Serialize for Batch {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        /// The same, borrowed.
-        #[derive(Serialize)]
-        #[serde(rename = "Packed")]
-        struct Columns<'a> {
-            ids: &'a serde_bytes::Bytes,
-            ends: &'a serde_bytes::Bytes,
-            times: &'a serde_bytes::Bytes,
-            values: &'a serde_bytes::Bytes,
-        }
-        fn column<T: Copy, const N: usize>(items: &[T], bytes: impl Fn(T) -> [u8; N]) -> Vec<u8> {
-            let mut column = vec![0; items.len() * N];
-            for (place, item) in column.as_chunks_mut::<N>().0.iter_mut().zip(items) {
-                *place = bytes(*item);
+        serializer.serialize_bytes(&packed::encode(self))
+    }
+}
+
+impl<'de> Deserialize<'de> for Batch {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+
+        impl<'de> Visitor<'de> for Either {
+            type Value = Batch;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a batch of readings")
             }
-            column
+
+            fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<Batch, E> {
+                packed::decode(bytes).map_err(E::custom)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Batch, A::Error> {
+                let columns = Columns::deserialize(SeqAccessDeserializer::new(seq))?;
+                Batch::try_from(columns).map_err(de::Error::custom)
+            }
         }
-        let ends = column(&self.ends, u32::to_le_bytes);
-        let times = column(&self.times, i64::to_le_bytes);
-        let values = column(&self.values, f64::to_le_bytes);
-        let columns = Columns {
-            ids: serde_bytes::Bytes::new(&self.ids),
-            ends: serde_bytes::Bytes::new(&ends),
-            times: serde_bytes::Bytes::new(&times),
-            values: serde_bytes::Bytes::new(&values),
-        };
-        columns.serialize(serializer)
+
+        deserializer.deserialize_any(Either)
     }
 }
 
@@ -302,10 +307,10 @@ pub enum BatchError {
     Reading(#[from] ReadingError),
 }
 
-impl TryFrom<Packed> for Batch {
+impl TryFrom<Columns> for Batch {
     type Error = BatchError;
 
-    fn try_from(packed: Packed) -> Result<Self, BatchError> {
+    fn try_from(packed: Columns) -> Result<Self, BatchError> {
         let len = packed.times.len() / 8;
         let whole = packed.times.len() == len * 8
             && packed.values.len() == len * 8
@@ -378,6 +383,21 @@ mod tests {
                 decoded.iter().try_for_each(|r| r.check()).unwrap();
             }
         }
+    }
+
+    #[test]
+    fn a_batch_in_columns_is_still_read() {
+        let column = |bytes: &[u8]| serde_bytes::ByteBuf::from(bytes);
+        let ends: Vec<u8> = [1u32, 3].iter().flat_map(|end| end.to_le_bytes()).collect();
+        let times: Vec<u8> = [7i64, 9].iter().flat_map(|time| time.to_le_bytes()).collect();
+        let values: Vec<u8> = [1.5f64, 2.0].iter().flat_map(|value| value.to_le_bytes()).collect();
+        let columns = [column(b"abb"), column(&ends), column(&times), column(&values)];
+        let bytes = rmp_serde::to_vec(&columns).unwrap();
+        let read: Batch = rmp_serde::from_slice(&bytes).unwrap();
+        let wanted = [reading(b"a", 7, 1.5), reading(b"bb", 9, 2.0)];
+        assert_eq!(read.iter().collect::<Vec<_>>(), wanted);
+        let short = [column(b"abb"), column(&ends), column(&times), column(&values[8..])];
+        assert!(rmp_serde::from_slice::<Batch>(&rmp_serde::to_vec(&short).unwrap()).is_err());
     }
 
     #[test]

@@ -173,14 +173,13 @@ pub(crate) fn run(
 
 fn text(report: &Report) -> String {
     let Report { readings, windows, recoveries, .. } = report;
-    let each = report.recovery_ms / recoveries.max(1.0);
     format!(
         "{} kills; {readings} readings acknowledged, counted in {windows} windows\n\
          from kill to promotion:                {}\n\
          from promotion to the first window:    {}\n\
          longest wait for an acknowledgement:   {}\n\
          until all copies were back:            {}\n\
-         {recoveries} partitions recovered, {each:.2} ms each\n\
+         {recoveries} partitions recovered\n\
          replay: {}\n",
         report.cycles.len(),
         report.promoted_ms,
@@ -241,16 +240,15 @@ impl Trial {
         };
         let producers = Producers::start(shape.clone(), doors);
         let rng = fastrand::Rng::with_seed(seed);
-        let zero = 0.0;
         Ok(Self {
             producers,
             nodes,
             shape,
             rng,
             names,
-            states_lost: zero,
-            recoveries: zero,
-            recovery_ms: zero,
+            states_lost: 0.0,
+            recoveries: 0.0,
+            recovery_ms: 0.0,
         })
     }
 
@@ -289,7 +287,7 @@ impl Trial {
             let watched = thread::scope(|scope| {
                 let promotion = scope.spawn(|| {
                     until("a new owner is named", || {
-                        self_owner(&survivor, partition).is_some_and(|now| now != owner)
+                        owner_seen(&survivor, partition).is_some_and(|now| now != owner)
                     })
                     .map(|()| killed.elapsed())
                 });
@@ -443,11 +441,11 @@ fn figures(nodes: &Nodes, of: impl Iterator<Item = usize>) -> (f64, f64, f64) {
 
 /// The id of the node that owns a partition of the strong caches, as a node's table has it.
 fn owner(address: &str, partition: u32) -> Result<String, TrialError> {
-    self_owner(address, partition)
+    owner_seen(address, partition)
         .ok_or_else(|| TrialError::Client(format!("no owner of partition {partition}")))
 }
 
-fn self_owner(address: &str, partition: u32) -> Option<String> {
+fn owner_seen(address: &str, partition: u32) -> Option<String> {
     let text =
         http_get(address, &format!("/v1/cluster/partitions?limit=1&cursor={partition}")).ok()?;
     let said: Value = serde_json::from_str(&text).ok()?;
