@@ -56,8 +56,14 @@ const ALWAYS: &[Kind] = &[
 ];
 
 /// What a request about an item may come to.
-const OF_ITEM: &[Kind] =
-    &[Kind::NoSuchCache, Kind::KeyTooLong, Kind::Busy, Kind::Unsupported, Kind::Indeterminate];
+const OF_ITEM: &[Kind] = &[
+    Kind::NoSuchCache,
+    Kind::Forbidden,
+    Kind::KeyTooLong,
+    Kind::Busy,
+    Kind::Unsupported,
+    Kind::Indeterminate,
+];
 
 /// What a request with a body may come to.
 const WITH_BODY: &[Kind] = &[Kind::TooSlow, Kind::TooLarge];

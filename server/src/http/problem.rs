@@ -65,7 +65,7 @@ kinds! {
     BadRequest = "bad-request", BAD_REQUEST, "Bad request";
     /// The node asks for a user and a password, and these are not them.
     Unauthenticated = "unauthenticated", UNAUTHORIZED, "Unauthenticated";
-    /// The node's settings do not allow this to anyone.
+    /// The node's settings do not allow this to anyone, or the cache is a stream's own.
     Forbidden = "forbidden", FORBIDDEN, "Forbidden";
     /// There is nothing at this path.
     NoSuchPath = "no-such-path", NOT_FOUND, "No such path";

@@ -316,7 +316,7 @@ def test_a_stream_is_shown_with_its_sensors_windows_and_alarms(node, browser):
         const told = [...document.querySelectorAll('#stream-sensors button')].map((button) => button.innerText.split(/\\s+/).join(' '));
         return told.join() === 'press-1 44,press-2 45'""")
     browser.until("windows of the first are drawn, with the alarm", """
-        return document.querySelector('#stream-plot path.series')?.getAttribute('d').split('L').length > 50
+        return document.querySelector('#stream-plot path.series:not(.expected)')?.getAttribute('d').split('L').length > 50
           && document.querySelectorAll('#stream-plot .alarm').length === 2""")
     assert browser.text("#stream-alarms").startswith("1 alarm · last threshold at ")
     height = browser.run("return document.documentElement.scrollHeight")
@@ -330,13 +330,16 @@ def test_a_stream_is_shown_with_its_sensors_windows_and_alarms(node, browser):
     browser.press("enter")
     browser.until("the other sensor is shown", """
         return document.getElementById('stream-title').textContent === 'Windows of press-2'
-          && document.querySelectorAll('#stream-plot path.series').length === 1
+          && document.querySelectorAll('#stream-plot path.series:not(.expected)').length === 1
           && document.querySelectorAll('#stream-plot .alarm').length === 0""")
+    browser.until("what is expected next is drawn in its band", """
+        return document.querySelector('#stream-plot path.series.expected')?.getAttribute('d').split('L').length === 13
+          && document.querySelectorAll('#stream-plot path.area.expected').length === 1""")
     browser.run("""
         const window = document.getElementById('stream-window');
         window.value = '10s';
         window.dispatchEvent(new Event('change'))""")
-    browser.until("the longer windows are drawn", "return document.querySelector('#stream-plot path.series')?.getAttribute('d').split('L').length < 10")
+    browser.until("the longer windows are drawn", "return document.querySelector('#stream-plot path.series:not(.expected)')?.getAttribute('d').split('L').length < 10")
     assert browser.run("return document.documentElement.scrollHeight") == height, "the page jumped"
     assert browser.messages() == []
 

@@ -224,6 +224,7 @@ fn of_items_and_nodes() -> Vec<Operation> {
             },
             problems: &[
                 Kind::NoSuchCache,
+                Kind::Forbidden,
                 Kind::TooSlow,
                 Kind::TooLarge,
                 Kind::UnsupportedMediaType,
@@ -445,6 +446,7 @@ const OF_SETTINGS: &[Kind] = &[
 /// What changing a cache may come to.
 const OF_CHANGE: &[Kind] = &[
     Kind::NoSuchCache,
+    Kind::Forbidden,
     Kind::TooSlow,
     Kind::TooLarge,
     Kind::Conflict,
