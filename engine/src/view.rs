@@ -205,7 +205,7 @@ impl ShardView {
         self.sequence.is_still(moment).then_some(found)
     }
 
-    /// Looks where the item with this key is in 24 of 25 lookups that find it: at the first tag that
+    /// Looks where the item with this key is in 19 of 20 lookups that find it: at the first tag that
     /// matches in the first bucket. All that is rare is left to [`sight`](Self::sight), so that little
     /// stands between the waits for bucket and item and those of the next lookup: the processor begins
     /// that as soon as its window of some hundred instructions holds it.
