@@ -185,6 +185,19 @@ impl Effects {
         })
     }
 
+    /// As if nothing came of a record yet; keeps the memory.
+    pub(crate) fn clear(&mut self) {
+        let Self { outcome, accepted, late, flushed, .. } = self;
+        (*outcome, *accepted, *late, *flushed) = Default::default();
+        self.late_readings.clear();
+        self.latest.clear();
+        self.retractions.clear();
+        self.alarms.clear();
+        self.fits.clear();
+        self.windows.clear();
+        self.values.0.clear();
+    }
+
     /// Whether nothing came of the record but latest values.
     pub fn is_quiet(&self) -> bool {
         self.windows.is_empty()

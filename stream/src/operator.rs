@@ -236,22 +236,29 @@ impl Operator {
     /// Applies a record.
     pub fn apply(&mut self, record: &Record) -> Effects {
         let mut effects = Effects::default();
+        self.apply_into(record, &mut effects);
+        effects
+    }
+
+    /// Applies a record. What was in the effects before is forgotten, their memory used again.
+    pub fn apply_into(&mut self, record: &Record, effects: &mut Effects) {
+        effects.clear();
         self.now = self.now.max(record.now.min(TIME_MAX));
         if let Some(producer) = &record.producer {
             let readings = record.batch.len() as u64;
-            effects.outcome = outcome_of(self.producers.standing(producer), readings);
+            let standing = self.producers.note(producer, record.batch.time_max(), self.now);
+            effects.outcome = outcome_of(standing, readings);
             match effects.outcome {
                 Outcome::Applied => {}
                 Outcome::Duplicate { .. } => {
                     self.totals.duplicates += readings;
-                    return effects;
+                    return;
                 }
                 Outcome::TooOld { .. } | Outcome::StaleEpoch { .. } => {
                     self.totals.refused += readings;
-                    return effects;
+                    return;
                 }
             }
-            self.producers.note(producer, record.batch.time_max(), self.now);
         }
         for offset in &record.offsets {
             if self.offsets.len() < OFFSETS_MAX || self.offsets.contains_key(&offset.source) {
@@ -262,18 +269,17 @@ impl Operator {
         self.forget();
         if !record.batch.is_empty() {
             self.flushed = false;
-            self.take(&record.batch, &mut effects);
-            self.revise(&mut effects);
+            self.take(&record.batch, effects);
+            self.revise(effects);
         }
-        self.advance(&mut effects);
+        self.advance(effects);
         if record.producer.is_none() {
-            self.tick(&mut effects);
+            self.tick(effects);
         }
-        self.look_for_missing(&mut effects);
+        self.look_for_missing(effects);
         self.totals.accepted += effects.accepted;
         self.totals.late += effects.late;
         self.totals.results += effects.windows().len() as u64;
-        effects
     }
 
     /// When a [`Record::tick`] should come if nothing else does, on the records' clock: a producer

@@ -7,7 +7,8 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::reading::{TIME_MAX, TIME_MIN};
 use crate::record::Producer;
@@ -18,19 +19,52 @@ pub const PRODUCERS_MAX: usize = 4096;
 /// have in flight at once.
 pub const SEQUENCES_IN_FLIGHT_MAX: u64 = 128;
 
-/// All producers of a partition.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// All producers of a partition, by the hash of their id: in columns, since every record looks for one
+/// and asks all how far they are, and a partition has its turn when its memory is no longer near.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Producers {
-    by_id: BTreeMap<String, State>,
+    /// Ascending; those with the same hash, by id.
+    hashes: Vec<u64>,
+    clocks: Vec<Clock>,
+    states: Vec<State>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// How far a producer is.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Clock {
+    /// The greatest event time it sent; [`NO_TIME`] before it sent one.
+    time_max: i64,
+    /// The time of its last record.
+    heard: i64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
 struct State {
+    id: String,
+    epoch: u64,
+    sequences: Option<Sequences>,
+}
+
+/// What stands for no event time: before all of them.
+const NO_TIME: i64 = i64::MIN;
+
+/// A producer as snapshots have it, under its id.
+#[derive(Serialize, Deserialize)]
+struct Saved {
     epoch: u64,
     sequences: Option<Sequences>,
     time_max: Option<i64>,
-    /// The time of its last record.
     heard: i64,
+}
+
+impl Clock {
+    fn is_active(&self, now: i64, idle_timeout: i64) -> bool {
+        self.heard.saturating_add(idle_timeout) > now
+    }
+
+    fn time_max(&self) -> Option<i64> {
+        (self.time_max != NO_TIME).then_some(self.time_max)
+    }
 }
 
 /// The highest sequence applied, and which of those just below it.
@@ -55,9 +89,39 @@ pub(crate) enum Standing {
 }
 
 impl Producers {
+    /// Where a producer is, or would be.
+    fn place(&self, id: &str) -> Result<usize, usize> {
+        let hash = xxh3_64(id.as_bytes());
+        let mut place = self.hashes.partition_point(|other| *other < hash);
+        while self.hashes.get(place) == Some(&hash) {
+            match self.states[place].id.as_str().cmp(id) {
+                std::cmp::Ordering::Less => place += 1,
+                std::cmp::Ordering::Equal => return Ok(place),
+                std::cmp::Ordering::Greater => break,
+            }
+        }
+        Err(place)
+    }
+
+    fn insert(&mut self, place: usize, state: State, clock: Clock) {
+        self.hashes.insert(place, xxh3_64(state.id.as_bytes()));
+        self.clocks.insert(place, clock);
+        self.states.insert(place, state);
+    }
+
+    fn remove(&mut self, place: usize) {
+        self.hashes.remove(place);
+        self.clocks.remove(place);
+        self.states.remove(place);
+    }
+
     /// What a record is, before anything changes.
     pub fn standing(&self, producer: &Producer) -> Standing {
-        let Some(state) = self.by_id.get(&producer.id) else { return Standing::Fresh };
+        self.place(&producer.id).map_or(Standing::Fresh, |place| self.standing_of(place, producer))
+    }
+
+    fn standing_of(&self, place: usize, producer: &Producer) -> Standing {
+        let state = &self.states[place];
         if producer.epoch < state.epoch {
             return Standing::StaleEpoch { current: state.epoch };
         }
@@ -69,42 +133,50 @@ impl Producers {
         }
     }
 
-    /// Notes a fresh record with readings up to a time, heard at `now`.
-    pub fn note(&mut self, producer: &Producer, time_max: Option<i64>, now: i64) {
-        // Nearly always it is known, and its id is not copied.
-        if !self.by_id.contains_key(&producer.id) {
-            if self.by_id.len() >= PRODUCERS_MAX {
-                self.drop_most_silent();
+    /// What a record is; a fresh one with readings up to a time, heard at `now`, is noted.
+    pub fn note(&mut self, producer: &Producer, time_max: Option<i64>, now: i64) -> Standing {
+        let place = match self.place(&producer.id) {
+            Ok(place) => match self.standing_of(place, producer) {
+                Standing::Fresh => place,
+                other => return other,
+            },
+            Err(mut place) => {
+                if self.states.len() >= PRODUCERS_MAX {
+                    place -= usize::from(self.drop_most_silent() < place);
+                }
+                let state = State { id: producer.id.clone(), ..State::default() };
+                self.insert(place, state, Clock { time_max: NO_TIME, heard: now });
+                place
             }
-            self.by_id.insert(producer.id.clone(), State::default());
-        }
-        let Some(state) = self.by_id.get_mut(&producer.id) else { return };
+        };
+        let (state, clock) = (&mut self.states[place], &mut self.clocks[place]);
         if producer.epoch > state.epoch {
-            *state = State { epoch: producer.epoch, time_max: state.time_max, ..State::default() };
+            (state.epoch, state.sequences) = (producer.epoch, None);
         }
-        state.heard = now;
-        state.time_max = state.time_max.max(producer.time_max).max(time_max);
+        clock.heard = now;
+        let times = [producer.time_max, time_max].into_iter().flatten();
+        clock.time_max = times.map(|time| time.max(NO_TIME + 1)).fold(clock.time_max, i64::max);
         if let Some(sequence) = producer.sequence {
             match &mut state.sequences {
                 Some(sequences) => sequences.note(sequence),
                 none => *none = Some(Sequences { highest: sequence, seen: (1, 0) }),
             }
         }
+        Standing::Fresh
     }
 
     /// Whether one more producer would push out one that is still active.
     pub fn is_full_for(&self, producer: &Producer, now: i64, idle_timeout: i64) -> bool {
-        self.by_id.len() >= PRODUCERS_MAX
-            && !self.by_id.contains_key(&producer.id)
-            && self.by_id.values().all(|state| state.heard.saturating_add(idle_timeout) > now)
+        self.states.len() >= PRODUCERS_MAX
+            && self.place(&producer.id).is_err()
+            && self.clocks.iter().all(|clock| clock.is_active(now, idle_timeout))
     }
 
     /// The least of the greatest event times of the active producers that sent one.
     pub fn time_min(&self, now: i64, idle_timeout: i64) -> Option<i64> {
-        let active =
-            self.by_id.values().filter(|state| state.heard.saturating_add(idle_timeout) > now);
+        let active = self.clocks.iter().filter(|clock| clock.is_active(now, idle_timeout));
         // A peer's number, and windows are computed from it.
-        active.filter_map(|state| state.time_max).min().map(|time| time.clamp(TIME_MIN, TIME_MAX))
+        active.filter_map(Clock::time_max).min().map(|time| time.clamp(TIME_MIN, TIME_MAX))
     }
 
     /// The same once these were heard too, by id and greatest event time.
@@ -114,53 +186,83 @@ impl Producers {
         now: i64,
         idle_timeout: i64,
     ) -> Option<i64> {
-        let known = self.by_id.iter().filter_map(|(id, state)| match heard.get(&**id) {
-            Some(time) => state.time_max.max(Some(*time)),
-            None if state.heard.saturating_add(idle_timeout) > now => state.time_max,
-            None => None,
+        let known = self.states.iter().zip(&self.clocks).filter_map(|(state, clock)| {
+            match heard.get(&*state.id) {
+                Some(time) => clock.time_max().max(Some(*time)),
+                None if clock.is_active(now, idle_timeout) => clock.time_max(),
+                None => None,
+            }
         });
-        let fresh = heard.iter().filter(|(id, _)| !self.by_id.contains_key(**id));
+        let fresh = heard.iter().filter(|(id, _)| self.place(id).is_err());
         let times = known.chain(fresh.map(|(_, time)| *time));
         times.min().map(|time| time.clamp(TIME_MIN, TIME_MAX))
     }
 
     /// Whether nobody is active.
     pub fn all_silent(&self, now: i64, idle_timeout: i64) -> bool {
-        self.by_id.values().all(|state| state.heard.saturating_add(idle_timeout) <= now)
+        !self.clocks.iter().any(|clock| clock.is_active(now, idle_timeout))
     }
 
     /// When the next active producer falls silent, if nothing comes.
     pub fn next_silence(&self, now: i64, idle_timeout: i64) -> Option<i64> {
-        self.by_id
-            .values()
-            .map(|state| state.heard.saturating_add(idle_timeout))
-            .filter(|at| *at > now)
-            .min()
+        let silences = self.clocks.iter().map(|clock| clock.heard.saturating_add(idle_timeout));
+        silences.filter(|at| *at > now).min()
     }
 
     /// Forgets who is silent: at once those without sequences, the others after `retention`.
     pub fn forget_silent(&mut self, now: i64, idle_timeout: i64, retention: i64) {
-        self.by_id.retain(|_, state| {
-            let kept = if state.sequences.is_some() { retention } else { 0 };
-            state.heard.saturating_add(idle_timeout.max(kept)) > now
-        });
+        for place in (0..self.states.len()).rev() {
+            let kept = if self.states[place].sequences.is_some() { retention } else { 0 };
+            if !self.clocks[place].is_active(now, idle_timeout.max(kept)) {
+                self.remove(place);
+            }
+        }
     }
 
     /// The epoch and the highest sequence applied of a producer: where it goes on after a restart.
     pub fn position(&self, id: &str) -> Option<(u64, Option<u64>)> {
-        let state = self.by_id.get(id)?;
+        let state = &self.states[self.place(id).ok()?];
         Some((state.epoch, state.sequences.as_ref().map(|sequences| sequences.highest)))
     }
 
     pub fn bytes(&self) -> usize {
-        self.by_id.len() * (size_of::<(String, State)>() + crate::record::PRODUCER_LEN_MAX)
+        let each = size_of::<(u64, Clock, State)>() + crate::record::PRODUCER_LEN_MAX;
+        self.states.len() * each
     }
 
-    fn drop_most_silent(&mut self) {
-        let most = self.by_id.iter().min_by_key(|(_, state)| state.heard);
-        if let Some(id) = most.map(|(id, _)| id.clone()) {
-            self.by_id.remove(&id);
+    /// Makes room. Returns where there was one.
+    fn drop_most_silent(&mut self) -> usize {
+        let places = 0..self.states.len();
+        let most = places.min_by_key(|place| (self.clocks[*place].heard, &self.states[*place].id));
+        most.map_or(usize::MAX, |place| {
+            self.remove(place);
+            place
+        })
+    }
+}
+
+/// As a map by id.
+impl Serialize for Producers {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let states = self.states.iter().zip(&self.clocks).map(|(state, clock)| {
+            let State { id, epoch, sequences } = state.clone();
+            (id, Saved { epoch, sequences, time_max: clock.time_max(), heard: clock.heard })
+        });
+        states.collect::<BTreeMap<String, Saved>>().serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Producers {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let saved = BTreeMap::<String, Saved>::deserialize(deserializer)?;
+        let mut producers = Self::default();
+        for (id, Saved { epoch, sequences, time_max, heard }) in saved {
+            if let Err(place) = producers.place(&id) {
+                let clock = Clock { time_max: time_max.unwrap_or(NO_TIME), heard };
+                producers.insert(place, State { id, epoch, sequences }, clock);
+            }
         }
+        Ok(producers)
     }
 }
 
@@ -240,7 +342,7 @@ mod tests {
         for i in 0..PRODUCERS_MAX as u64 + 10 {
             producers.note(&record(&format!("p{i}"), 0, 0, 0), None, i as i64);
         }
-        assert_eq!(producers.by_id.len(), PRODUCERS_MAX);
+        assert_eq!(producers.states.len(), PRODUCERS_MAX);
         assert_eq!(producers.position("p9"), None);
         assert!(producers.position("p10").is_some());
         assert!(producers.is_full_for(&record("new", 0, 0, 0), 5000, 100_000));

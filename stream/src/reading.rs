@@ -2,7 +2,7 @@
 //!
 //! A batch is what travels: it is parsed once, filtered, split by partition, replicated and applied.
 //! Columns, because filters and hashing run over one column at a time and because a batch then is
-//! four allocations whatever its length.
+//! four allocations whatever its length, and its [parts](Part) none.
 //!
 //! Invariants, checked where a reading enters and again where a batch is decoded:
 //! - a sensor id is 1 to [`SENSOR_LEN_MAX`] bytes without control characters;
@@ -10,12 +10,11 @@
 //! - a batch holds at most [`Batch::LEN_MAX`] readings.
 
 mod packed;
+mod part;
 
-use std::fmt;
+use serde::Deserialize;
 
-use serde::de::value::SeqAccessDeserializer;
-use serde::de::{self, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+pub use self::part::{Part, disjoin, join};
 
 /// The longest sensor id in bytes: a memcached key.
 pub const SENSOR_LEN_MAX: usize = 250;
@@ -147,8 +146,13 @@ impl Batch {
     /// The id of the reading at `i`.
     #[inline]
     pub fn sensor(&self, i: usize) -> &[u8] {
-        let start = if i == 0 { 0 } else { self.ends[i - 1] as usize };
-        &self.ids[start..self.ends[i] as usize]
+        &self.ids[self.id_start(i)..self.ends[i] as usize]
+    }
+
+    /// Where in `ids` the reading at `i` begins, or the one before it ended.
+    #[inline]
+    fn id_start(&self, i: usize) -> usize {
+        if i == 0 { 0 } else { self.ends[i - 1] as usize }
     }
 
     /// All event times.
@@ -214,42 +218,6 @@ impl Batch {
         self.times.truncate(kept);
         self.values.truncate(kept);
     }
-
-    /// Splits by `partition_of(sensor)`, ascending; the order of arrival stays within each part.
-    ///
-    /// By counting, and each part in memory of the right size: with thousands of partitions a part
-    /// is a few readings, and growing them would cost more than applying them. The table of counts
-    /// has an entry for each partition up to the highest.
-    pub fn split(&self, mut partition_of: impl FnMut(&[u8]) -> u32) -> Vec<(u32, Batch)> {
-        let partitions: Vec<u32> = (0..self.len()).map(|i| partition_of(self.sensor(i))).collect();
-        let Some(highest) = partitions.iter().copied().max() else { return Vec::new() };
-        // Readings and bytes of ids of each partition.
-        let mut sizes = vec![(0_u32, 0_u32); highest as usize + 1];
-        for (i, partition) in partitions.iter().enumerate() {
-            let size = &mut sizes[*partition as usize];
-            size.0 += 1;
-            size.1 += self.sensor(i).len() as u32;
-        }
-        let mut parts = Vec::new();
-        for (partition, (readings, bytes)) in (0..).zip(&mut sizes) {
-            if *readings > 0 {
-                let part = Batch {
-                    ids: Vec::with_capacity(*bytes as usize),
-                    ends: Vec::with_capacity(*readings as usize),
-                    times: Vec::with_capacity(*readings as usize),
-                    values: Vec::with_capacity(*readings as usize),
-                };
-                // From here on the place of the part.
-                *readings = parts.len() as u32;
-                parts.push((partition, part));
-            }
-        }
-        for (i, partition) in partitions.iter().enumerate() {
-            let place = sizes[*partition as usize].0 as usize;
-            parts[place].1.push_checked(self.get(i));
-        }
-        parts
-    }
 }
 
 /// How a batch travelled before: columns as byte strings, numbers little-endian. Still read.
@@ -263,37 +231,6 @@ struct Columns {
     times: Vec<u8>,
     #[serde(with = "serde_bytes")]
     values: Vec<u8>,
-}
-
-impl Serialize for Batch {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_bytes(&packed::encode(self))
-    }
-}
-
-impl<'de> Deserialize<'de> for Batch {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Either;
-
-        impl<'de> Visitor<'de> for Either {
-            type Value = Batch;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a batch of readings")
-            }
-
-            fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<Batch, E> {
-                packed::decode(bytes).map_err(E::custom)
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Batch, A::Error> {
-                let columns = Columns::deserialize(SeqAccessDeserializer::new(seq))?;
-                Batch::try_from(columns).map_err(de::Error::custom)
-            }
-        }
-
-        deserializer.deserialize_any(Either)
-    }
 }
 
 /// Why bytes from a peer are no batch.
@@ -372,14 +309,14 @@ mod tests {
 
     #[test]
     fn a_batch_survives_the_wire_and_a_damaged_one_is_refused() {
-        let batch = batch();
+        let batch = Part::from(batch());
         let bytes = rmp_serde::to_vec(&batch).unwrap();
-        assert_eq!(rmp_serde::from_slice::<Batch>(&bytes).unwrap(), batch);
+        assert_eq!(rmp_serde::from_slice::<Part>(&bytes).unwrap(), batch);
         for at in 0..bytes.len() {
             let mut damaged = bytes.clone();
             damaged[at] ^= 0x81;
             // Any outcome but a panic or a broken invariant.
-            if let Ok(decoded) = rmp_serde::from_slice::<Batch>(&damaged) {
+            if let Ok(decoded) = rmp_serde::from_slice::<Part>(&damaged) {
                 decoded.iter().try_for_each(|r| r.check()).unwrap();
             }
         }
@@ -393,20 +330,11 @@ mod tests {
         let values: Vec<u8> = [1.5f64, 2.0].iter().flat_map(|value| value.to_le_bytes()).collect();
         let columns = [column(b"abb"), column(&ends), column(&times), column(&values)];
         let bytes = rmp_serde::to_vec(&columns).unwrap();
-        let read: Batch = rmp_serde::from_slice(&bytes).unwrap();
+        let read: Part = rmp_serde::from_slice(&bytes).unwrap();
         let wanted = [reading(b"a", 7, 1.5), reading(b"bb", 9, 2.0)];
         assert_eq!(read.iter().collect::<Vec<_>>(), wanted);
         let short = [column(b"abb"), column(&ends), column(&times), column(&values[8..])];
-        assert!(rmp_serde::from_slice::<Batch>(&rmp_serde::to_vec(&short).unwrap()).is_err());
-    }
-
-    #[test]
-    fn a_split_keeps_the_order_within_each_part() {
-        let parts = batch().split(|id| id.len() as u32 % 2);
-        let of = |n: usize| parts[n].1.times().to_vec();
-        assert_eq!((parts[0].0, of(0)), (0, vec![1]));
-        assert_eq!((parts[1].0, of(1)), (1, vec![0, 2, 3]));
-        assert_eq!(parts[1].1.sensor(2), b"ccc");
+        assert!(rmp_serde::from_slice::<Part>(&rmp_serde::to_vec(&short).unwrap()).is_err());
     }
 
     #[test]

@@ -3,9 +3,11 @@
 //! The batch, who sent it, where its source stands and what time it is travel together, so that
 //! data, duplicate detection, source offsets and the watermark can never disagree, on any copy.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
-use crate::reading::Batch;
+use crate::reading::Part;
 
 /// The longest id of a producer or source, in bytes.
 pub const PRODUCER_LEN_MAX: usize = 128;
@@ -19,11 +21,12 @@ pub struct Record {
     /// the greatest it has seen, so that a clock that is set back does no harm.
     pub now: i64,
     /// Who sent the batch; `None` in a tick.
-    pub producer: Option<Producer>,
+    #[serde(with = "shared")]
+    pub producer: Option<Arc<Producer>>,
     /// Where the sources stand once this record is applied.
     pub offsets: Vec<SourceOffset>,
     /// The readings of this partition, in order of arrival.
-    pub batch: Batch,
+    pub batch: Part,
 }
 
 /// Who sent a batch.
@@ -58,5 +61,27 @@ impl Record {
     /// The bytes it keeps in memory.
     pub fn bytes(&self) -> usize {
         size_of::<Self>() + self.batch.bytes()
+    }
+}
+
+/// Serde's own way for what is shared is a feature of it that nothing else needs.
+mod shared {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::Producer;
+
+    pub(super) fn serialize<S: Serializer>(
+        producer: &Option<Arc<Producer>>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        producer.as_deref().serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Arc<Producer>>, D::Error> {
+        Ok(Option::deserialize(deserializer)?.map(Arc::new))
     }
 }

@@ -279,7 +279,12 @@ fn record(sequence: u64, inputs: &[Input]) -> Record {
         sequence: Some(sequence),
         time_max: batch.time_max(),
     };
-    Record { now: sequence as i64, producer: Some(producer), offsets: Vec::new(), batch }
+    Record {
+        now: sequence as i64,
+        producer: Some(Arc::new(producer)),
+        offsets: Vec::new(),
+        batch: batch.into(),
+    }
 }
 
 /// Batches whose times wander forward, some readings far behind.

@@ -28,12 +28,18 @@ fn batch(readings: &[(&str, i64, f64)]) -> Batch {
 /// A record of a producer without sequences.
 fn from(id: &str, now: i64, readings: &[(&str, i64, f64)]) -> Record {
     let producer = Producer { id: id.to_owned(), ..Producer::default() };
-    Record { now, producer: Some(producer), offsets: Vec::new(), batch: batch(readings) }
+    Record {
+        now,
+        producer: Some(Arc::new(producer)),
+        offsets: Vec::new(),
+        batch: batch(readings).into(),
+    }
 }
 
 fn numbered(epoch: u64, sequence: u64, readings: &[(&str, i64, f64)]) -> Record {
     let mut record = from("p", 0, readings);
     let producer = record.producer.as_mut().unwrap();
+    let producer = Arc::make_mut(producer);
     (producer.epoch, producer.sequence) = (epoch, Some(sequence));
     record
 }
@@ -311,7 +317,7 @@ fn hostile_times_of_a_peer_break_nothing() {
     for extreme in [i64::MIN, i64::MAX] {
         let mut record =
             from("p", extreme, &[("a", 253_402_300_799_999, 1.0), ("a", -62_135_596_800_000, 1.0)]);
-        record.producer.as_mut().unwrap().time_max = Some(extreme);
+        Arc::make_mut(record.producer.as_mut().unwrap()).time_max = Some(extreme);
         op.apply(&record);
         op.apply(&Record::tick(extreme));
         op.check_invariants();

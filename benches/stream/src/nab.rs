@@ -176,8 +176,13 @@ fn alarms(detector: &Detector, series: &Series) -> Vec<usize> {
         let mut batch = Batch::new();
         let reading = kiln_stream::reading::Reading { sensor: b"s", time: *time, value: *value };
         batch.push(reading).expect("checked when it was read");
-        let producer = Some(Producer { id: "nab".to_owned(), ..Producer::default() });
-        let effects = operator.apply(&Record { now: *time, producer, batch, ..Record::default() });
+        let producer = Some(Arc::new(Producer { id: "nab".to_owned(), ..Producer::default() }));
+        let effects = operator.apply(&Record {
+            now: *time,
+            producer,
+            batch: batch.into(),
+            ..Record::default()
+        });
         if effects.alarms.iter().any(|alarm| alarm.kind == AlarmKind::Raised) {
             found.push(at);
         }

@@ -167,11 +167,16 @@ fn measure(row: &Row, seconds: f64) -> (f64, f64) {
             assert_eq!(consumed, text.len(), "a batch holds more than a record");
         }
         let producer = Producer { id: "bench".to_owned(), ..Producer::default() };
-        let record = Record { now: START, producer: Some(producer), offsets: Vec::new(), batch };
+        let record = Record {
+            now: START,
+            producer: Some(Arc::new(producer)),
+            offsets: Vec::new(),
+            batch: batch.into(),
+        };
         let effects = operator.apply(&record);
         let after = thread_time();
         assert_eq!(effects.accepted as usize, RECORD_LEN);
-        batch = record.batch;
+        batch = record.batch.into_batch().expect("nobody else has it");
         if made > warm_up {
             spent += after - before;
             counted += RECORD_LEN as u64;

@@ -12,7 +12,7 @@ use kiln_stream::{
 
 use super::{
     Stream,
-    emit::{Target, write_out},
+    emit::{Target, apply},
     forward::{Owner, owner},
     ingest::{IngestError, Receipt},
     items::{Ask, Request, carry_out},
@@ -90,7 +90,7 @@ impl Shard {
             match known.vacant.get(&partition) {
                 Some(of) if *of == term => {
                     if begin {
-                        known.begin(place, term);
+                        known.begin(partition, place, term);
                     }
                 }
                 _ => missing.push((partition, term)),
@@ -130,9 +130,10 @@ impl Shard {
                     continue;
                 };
                 if recovered.is_vacant() {
-                    known.vacant.insert(partition, term);
                     if begin {
-                        known.begin(place, term);
+                        known.begin(partition, place, term);
+                    } else {
+                        known.vacant.insert(partition, term);
                     }
                     continue;
                 }
@@ -274,14 +275,11 @@ impl Shard {
                         bytes_written += entry.payload.len() as u64;
                         self.sink.now_of(stream.id, work.partition);
                         for (number, record) in &work.records {
-                            let effects = slot.operator.apply(record);
-                            if let Some(receipt) = receipts.get_mut(*number) {
-                                receipt.count(effects.outcome, record.batch.len() as u64);
-                                receipt.accepted += effects.accepted;
-                                receipt.late += effects.late;
-                            }
                             let (sink, scratch) = (&mut self.sink, &mut self.scratch);
-                            write_out(stream, slot, &effects, &target, sink, scratch);
+                            let effects = apply(stream, slot, record, &target, sink, scratch);
+                            if let Some(receipt) = receipts.get_mut(*number) {
+                                receipt.add_effects(effects, record);
+                            }
                         }
                         slot.settle(&node);
                         continue;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kiln_protocol::command::Ttl;
-use kiln_stream::effects::Effects;
+use kiln_stream::{effects::Effects, record::Record};
 
 use super::{
     Stream,
@@ -17,9 +17,10 @@ use crate::{caches::Cache, node::Node};
 /// Results of count and session windows that can be found again, per sensor and window.
 const RECENT_MAX: usize = 256;
 
-/// Memory used again from result to result.
+/// Memory used again from record to record and from result to result.
 #[derive(Default)]
 pub(super) struct Scratch {
+    effects: Effects,
     key: Vec<u8>,
     text: String,
 }
@@ -55,17 +56,18 @@ impl Target {
     }
 }
 
-/// Writes what a record led to, and tells followers.
-pub(super) fn write_out(
+/// Applies a record, writes what it led to, and tells followers.
+pub(super) fn apply<'a>(
     stream: &Stream,
     slot: &mut Slot,
-    effects: &Effects,
+    record: &Record,
     target: &Target,
     sink: &mut Sink,
-    scratch: &mut Scratch,
-) {
+    scratch: &'a mut Scratch,
+) -> &'a Effects {
     let Slot { operator, recent, .. } = slot;
-    let Scratch { key, text } = scratch;
+    let Scratch { effects, key, text } = scratch;
+    operator.apply_into(record, effects);
     let Target { now_ms, directly, followed, again, .. } = *target;
     let plan = &stream.plan;
     for latest in &effects.latest {
@@ -79,7 +81,7 @@ pub(super) fn write_out(
         }
     }
     if effects.is_quiet() {
-        return;
+        return effects;
     }
     let aggregates = &plan.definition().aggregates;
     let ttl = Ttl::After(plan.definition().retention.millis().unsigned_abs());
@@ -161,4 +163,5 @@ pub(super) fn write_out(
     if effects.flushed {
         tracing::debug!(stream = %stream.name, "all producers are silent: open windows were given out");
     }
+    effects
 }

@@ -11,7 +11,10 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use kiln_cluster::ids::{NodeId, PartitionId, Place, Term};
-use kiln_stream::{reading::Batch, record::Producer};
+use kiln_stream::{
+    reading::{Part, disjoin, join},
+    record::Producer,
+};
 use serde::{Deserialize, Serialize};
 use tokio::time;
 
@@ -36,12 +39,25 @@ const MOVE_PAUSE: Duration = Duration::from_millis(100);
 /// Bytes of readings in one call, about: bounds what a node holds of others' batches.
 const CALL_BYTES_MAX: usize = 4 << 20;
 
-/// What an owner is asked. Parts are borrowed where they are sent.
+/// What an owner is asked.
 #[derive(Serialize, Deserialize)]
-enum Asked<P> {
-    Apply { stream: String, producer: Producer, parts: P },
-    Latest { stream: String, sensor: Vec<u8> },
-    Recent { stream: String, sensor: Vec<u8>, window: u16 },
+enum Asked {
+    Apply {
+        stream: String,
+        producer: Producer,
+        /// As [`join`] makes them.
+        #[serde(with = "serde_bytes")]
+        parts: Vec<u8>,
+    },
+    Latest {
+        stream: String,
+        sensor: Vec<u8>,
+    },
+    Recent {
+        stream: String,
+        sensor: Vec<u8>,
+        window: u16,
+    },
 }
 
 /// What came of parts on another node.
@@ -94,7 +110,7 @@ impl Streams {
         node: &Node,
         stream: &Arc<Stream>,
         producer: Arc<Producer>,
-        mut parts: Vec<(u32, Batch)>,
+        mut parts: Vec<(u32, Part)>,
     ) -> Receipt {
         if node.cluster.get().is_none() {
             return self.apply_here(stream, producer, parts).await;
@@ -103,7 +119,7 @@ impl Streams {
         for attempt in 0..=MOVES_MAX {
             let mut here = Vec::new();
             let mut headless = Vec::new();
-            let mut there: std::collections::BTreeMap<NodeId, Vec<(u32, Batch)>> =
+            let mut there: std::collections::BTreeMap<NodeId, Vec<(u32, Part)>> =
                 Default::default();
             for part in parts.drain(..) {
                 match owner(node, stream, part.0) {
@@ -127,8 +143,7 @@ impl Streams {
             let (mut own, others) = futures_util::future::join(own, join_all(asks)).await;
             parts = headless;
             // What was this node's when it was handed to the shard.
-            let moved =
-                |part: &(u32, Batch)| !matches!(owner(node, stream, part.0), Owner::Here(_));
+            let moved = |part: &(u32, Part)| !matches!(owner(node, stream, part.0), Owner::Here(_));
             if matches!(own.refused, Some(IngestError::Busy(_))) {
                 let (moved, left) = std::mem::take(&mut own.left).into_iter().partition(moved);
                 parts.extend::<Vec<_>>(moved);
@@ -154,7 +169,7 @@ impl Streams {
 }
 
 /// Parts in lots of a bounded size.
-fn lots(parts: Vec<(u32, Batch)>) -> Vec<Vec<(u32, Batch)>> {
+fn lots(parts: Vec<(u32, Part)>) -> Vec<Vec<(u32, Part)>> {
     let (mut lots, mut lot, mut bytes) = (Vec::new(), Vec::new(), 0);
     for part in parts {
         bytes += part.1.bytes();
@@ -176,10 +191,10 @@ async fn ask(
     stream: &Stream,
     producer: &Producer,
     to: NodeId,
-    parts: Vec<(u32, Batch)>,
-) -> (Receipt, Vec<(u32, Batch)>) {
-    let asked =
-        Asked::Apply { stream: stream.name.to_string(), producer: producer.clone(), parts: &parts };
+    parts: Vec<(u32, Part)>,
+) -> (Receipt, Vec<(u32, Part)>) {
+    let (stream, producer) = (stream.name.to_string(), producer.clone());
+    let asked = Asked::Apply { stream, producer, parts: join(&parts) };
     let told: Told = match call(node, to, &asked).await {
         Ok(told) => told,
         // Nothing is known of them; a number makes another try safe.
@@ -209,10 +224,10 @@ async fn ask(
     (receipt, moved)
 }
 
-async fn call<P: Serialize, A: serde::de::DeserializeOwned>(
+async fn call<A: serde::de::DeserializeOwned>(
     node: &Node,
     to: NodeId,
-    asked: &Asked<P>,
+    asked: &Asked,
 ) -> Result<A, String> {
     let Some(cluster) = node.cluster.get() else { return Err("there is no cluster".to_owned()) };
     let body = rmp_serde::to_vec(asked).map_err(|error| error.to_string())?;
@@ -227,8 +242,7 @@ pub(super) async fn latest_there(
     to: NodeId,
     sensor: &[u8],
 ) -> Option<(i64, f64)> {
-    let asked: Asked<()> =
-        Asked::Latest { stream: stream.name.to_string(), sensor: sensor.to_vec() };
+    let asked = Asked::Latest { stream: stream.name.to_string(), sensor: sensor.to_vec() };
     call(node, to, &asked).await.ok()?
 }
 
@@ -241,14 +255,13 @@ pub(super) async fn recent_there(
     window: u16,
 ) -> Result<Vec<Recent>, String> {
     let stream = stream.name.to_string();
-    let asked: Asked<()> = Asked::Recent { stream, sensor: sensor.to_vec(), window };
+    let asked = Asked::Recent { stream, sensor: sensor.to_vec(), window };
     call(node, to, &asked).await
 }
 
 /// Answers what another node asks.
 pub(crate) async fn answer(node: Arc<Node>, from: Caller, body: Bytes) -> Result<Bytes, Refused> {
-    let asked: Asked<Vec<(u32, Batch)>> =
-        rmp_serde::from_slice(&body).map_err(|_| Refused::Malformed)?;
+    let asked: Asked = rmp_serde::from_slice(&body).map_err(|_| Refused::Malformed)?;
     drop(body);
     let name = match &asked {
         Asked::Apply { stream, .. }
@@ -262,8 +275,9 @@ pub(crate) async fn answer(node: Arc<Node>, from: Caller, body: Bytes) -> Result
     };
     let answer = match asked {
         Asked::Apply { producer, parts, .. } => {
+            let parts = disjoin(&parts).map_err(|_| Refused::Malformed)?;
             let is_mine =
-                |part: &(u32, Batch)| matches!(owner(&node, &stream, part.0), Owner::Here(_));
+                |part: &(u32, Part)| matches!(owner(&node, &stream, part.0), Owner::Here(_));
             let (mine, mut others): (Vec<_>, Vec<_>) = parts.into_iter().partition(is_mine);
             let receipt = if mine.is_empty() {
                 Receipt::default()
@@ -310,16 +324,16 @@ pub(crate) async fn answer(node: Arc<Node>, from: Caller, body: Bytes) -> Result
 
 #[cfg(test)]
 mod tests {
-    use kiln_stream::reading::Reading;
+    use kiln_stream::reading::{Batch, Reading};
 
     use super::*;
 
-    fn part(partition: u32, readings: usize) -> (u32, Batch) {
+    fn part(partition: u32, readings: usize) -> (u32, Part) {
         let mut batch = Batch::new();
         for i in 0..readings {
             batch.push(Reading { sensor: b"sensor", time: i as i64, value: 1.0 }).unwrap();
         }
-        (partition, batch)
+        (partition, batch.into())
     }
 
     #[test]
@@ -332,13 +346,16 @@ mod tests {
 
     #[test]
     fn what_is_asked_survives_the_way() {
-        let parts = vec![part(3, 2)];
+        let parts = vec![part(3, 2), part(4, 1)];
         let producer = Producer { id: "p".to_owned(), epoch: 1, ..Producer::default() };
-        let asked =
-            Asked::Apply { stream: "s".to_owned(), producer: producer.clone(), parts: &parts };
+        let asked = Asked::Apply {
+            stream: "s".to_owned(),
+            producer: producer.clone(),
+            parts: join(&parts),
+        };
         let bytes = rmp_serde::to_vec(&asked).unwrap();
-        let read: Asked<Vec<(u32, Batch)>> = rmp_serde::from_slice(&bytes).unwrap();
+        let read: Asked = rmp_serde::from_slice(&bytes).unwrap();
         let Asked::Apply { producer: back, parts: same, .. } = read else { panic!("another kind") };
-        assert_eq!((back, same), (producer, parts));
+        assert_eq!((back, disjoin(&same).unwrap()), (producer, parts));
     }
 }

@@ -9,10 +9,10 @@ use std::{sync::Arc, time::Duration};
 
 use kiln_cluster::placement::partition_of;
 use kiln_stream::{
-    effects::Outcome,
+    effects::{Effects, Outcome},
     parse::{Intake, Report, Unit},
-    reading::Batch,
-    record::{PRODUCER_LEN_MAX, Producer},
+    reading::{Batch, Part},
+    record::{PRODUCER_LEN_MAX, Producer, Record},
 };
 use tokio::{sync::oneshot, time};
 
@@ -55,7 +55,7 @@ pub(crate) struct Receipt {
     /// Why not all of it was taken in.
     pub(crate) refused: Option<IngestError>,
     /// What was not.
-    pub(crate) left: Vec<(u32, Batch)>,
+    pub(crate) left: Vec<(u32, Part)>,
 }
 
 /// Why a batch, or a part of it, was not taken in.
@@ -85,9 +85,16 @@ impl Receipt {
     }
 
     /// Readings of a partition were not taken in.
-    pub(super) fn leave(&mut self, partition: u32, batch: Batch, why: IngestError) {
+    pub(super) fn leave(&mut self, partition: u32, batch: Part, why: IngestError) {
         self.left.push((partition, batch));
         self.refused.get_or_insert(why);
+    }
+
+    /// Counts what came of a record.
+    pub(super) fn add_effects(&mut self, effects: &Effects, record: &Record) {
+        self.count(effects.outcome, record.batch.len() as u64);
+        self.accepted += effects.accepted;
+        self.late += effects.late;
     }
 
     /// Counts readings that were not to be applied.
@@ -147,7 +154,7 @@ impl Streams {
         node: &Node,
         stream: &Arc<Stream>,
         source: Source<'_>,
-        left: Vec<(u32, Batch)>,
+        left: Vec<(u32, Part)>,
     ) -> Receipt {
         let time_max = left.iter().filter_map(|(_, part)| part.time_max()).max();
         let producer = Producer {
@@ -164,13 +171,13 @@ impl Streams {
         &self,
         stream: &Arc<Stream>,
         producer: Arc<Producer>,
-        parts: Vec<(u32, Batch)>,
+        parts: Vec<(u32, Part)>,
     ) -> Receipt {
         let count = self.shard_count();
-        let mut lots: Vec<Vec<(u32, Batch)>> = (0..count).map(|_| Vec::new()).collect();
+        let mut lots: Vec<Vec<(u32, Part)>> = (0..count).map(|_| Vec::new()).collect();
         let mut bytes = 0;
         for (partition, part) in parts {
-            bytes += part.bytes() + size_of::<Batch>();
+            bytes += part.bytes() + size_of::<Part>();
             lots[partition as usize % count].push((partition, part));
         }
         let units = bytes.div_ceil(QUEUE_UNIT).clamp(1, QUEUE_BYTES_MAX / QUEUE_UNIT) as u32;
@@ -219,11 +226,7 @@ impl Streams {
 }
 
 /// None of it was taken in.
-pub(super) fn refuse_all(
-    stream: &Stream,
-    left: Vec<(u32, Batch)>,
-    refused: IngestError,
-) -> Receipt {
+pub(super) fn refuse_all(stream: &Stream, left: Vec<(u32, Part)>, refused: IngestError) -> Receipt {
     let readings = left.iter().map(|(_, part)| part.len() as u64).sum();
     stream.count(|f| &f.refused, readings);
     Receipt { refused: Some(refused), left, ..Receipt::default() }

@@ -13,7 +13,7 @@ use kiln_stream::{
 
 use super::{
     Stream,
-    emit::{Scratch, Target, write_out},
+    emit::{Scratch, Target, apply},
     forward::{Owner, owner},
     sink::Sink,
     stream::ProducerClock,
@@ -39,7 +39,7 @@ pub(super) struct Parts {
     pub(super) stream: Arc<Stream>,
     /// By partition, divided by the number of shards.
     pub(super) slots: Vec<Option<Box<Slot>>>,
-    /// Partitions that had no items in a term.
+    /// Partitions that had no items in a term, and were not begun.
     pub(super) vacant: HashMap<u32, Term>,
     /// There may be partitions of this node that were not looked at yet.
     pub(super) behind: bool,
@@ -124,8 +124,9 @@ impl Parts {
         })
     }
 
-    /// A partition without items begins.
-    pub(super) fn begin(&mut self, place: usize, term: Term) {
+    /// A partition without items begins. From here on it may have some.
+    pub(super) fn begin(&mut self, partition: u32, place: usize, term: Term) {
+        self.vacant.remove(&partition);
         let operator = Operator::new(Arc::clone(&self.stream.plan));
         let log = Log { term, changelog: Changelog::vacant(), found: Vec::new() };
         self.put(place, Slot::new(operator, Some(log)));
@@ -163,8 +164,7 @@ impl Parts {
                 continue;
             };
             for record in records {
-                let effects = slot.operator.apply(&record);
-                write_out(&stream, &mut slot, &effects, target, sink, scratch);
+                apply(&stream, &mut slot, &record, target, sink, scratch);
             }
         }
         stream.count(|f| &f.recoveries, 1);
@@ -242,12 +242,10 @@ impl Parts {
                 if !slot.operator.is_waiting() || slot.operator.admit(record, usize::MAX).is_err() {
                     continue;
                 }
-                let effects = slot.operator.apply(record);
-                write_out(&self.stream, slot, &effects, target, sink, scratch);
+                apply(&self.stream, slot, record, target, sink, scratch);
             }
             if slot.operator.next_tick().is_some_and(|at| at <= now) {
-                let effects = slot.operator.apply(&Record::tick(now));
-                write_out(&self.stream, slot, &effects, target, sink, scratch);
+                apply(&self.stream, slot, &Record::tick(now), target, sink, scratch);
             }
         }
     }
@@ -422,5 +420,5 @@ fn told_of(id: &str, clock: &ProducerClock, now: i64) -> Record {
         sequence: None,
         time_max: Some(clock.time_max),
     };
-    Record { now, producer: Some(producer), ..Record::default() }
+    Record { now, producer: Some(Arc::new(producer)), ..Record::default() }
 }

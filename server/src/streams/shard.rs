@@ -14,7 +14,7 @@
 //! are looked at.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{HashMap, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -22,7 +22,7 @@ use std::{
 use kiln_stream::{
     effects::Outcome,
     operator::Refused,
-    reading::Batch,
+    reading::{Batch, Part},
     record::{Producer, Record, SourceOffset},
 };
 use tokio::{
@@ -33,7 +33,7 @@ use tokio::{
 use super::{
     QUEUE_LEN_MAX, Stream,
     commit::Work,
-    emit::{Scratch, Target, write_out},
+    emit::{Scratch, Target, apply},
     forward::{Owner, owner},
     ingest::{IngestError, Receipt, refuse_all},
     parts::{Parts, Recent, Slot},
@@ -83,7 +83,7 @@ pub(super) enum Job {
 pub(super) struct Apply {
     pub(super) stream: Arc<Stream>,
     pub(super) producer: Arc<Producer>,
-    pub(super) parts: Vec<(u32, Batch)>,
+    pub(super) parts: Vec<(u32, Part)>,
     /// How far sources were read, which is noted in each of the partitions.
     pub(super) offsets: Vec<SourceOffset>,
     pub(super) reply: oneshot::Sender<Receipt>,
@@ -248,8 +248,8 @@ impl Shard {
     async fn apply_alone(
         &mut self,
         stream: &Arc<Stream>,
-        producer: &Producer,
-        parts: Vec<(u32, Batch)>,
+        producer: &Arc<Producer>,
+        parts: Vec<(u32, Part)>,
         offsets: &[SourceOffset],
     ) -> Receipt {
         let node = Arc::clone(&self.node);
@@ -272,7 +272,7 @@ impl Shard {
                 let slot = known.slot_alone(&node, partition as usize / shards, volatile);
                 let record = Record {
                     now: now_ms as i64,
-                    producer: Some(producer.clone()),
+                    producer: Some(Arc::clone(producer)),
                     offsets: offsets.to_vec(),
                     batch,
                 };
@@ -281,11 +281,8 @@ impl Shard {
                     left.push((partition, record.batch));
                     continue;
                 }
-                let effects = slot.operator.apply(&record);
-                receipt.count(effects.outcome, record.batch.len() as u64);
-                receipt.accepted += effects.accepted;
-                receipt.late += effects.late;
-                write_out(stream, slot, &effects, &target, &mut self.sink, &mut self.scratch);
+                let (sink, scratch) = (&mut self.sink, &mut self.scratch);
+                receipt.add_effects(apply(stream, slot, &record, &target, sink, scratch), &record);
                 slot.settle(&node);
             }
         }
@@ -304,22 +301,26 @@ impl Shard {
     async fn apply_logged(&mut self, stream: &Arc<Stream>, cache: &Arc<Cache>, jobs: Vec<Apply>) {
         let node = Arc::clone(&self.node);
         let now_ms = node.clock.now_ms();
-        let mut by_partition: BTreeMap<u32, Vec<(usize, Batch)>> = BTreeMap::new();
+        let mut parts = Vec::with_capacity(jobs.iter().map(|job| job.parts.len()).sum());
         let mut replies = Vec::with_capacity(jobs.len());
         for (number, job) in jobs.into_iter().enumerate() {
-            for (partition, batch) in job.parts {
-                by_partition.entry(partition).or_default().push((number, batch));
-            }
+            let of_job = job.parts.into_iter();
+            parts.extend(of_job.map(|(partition, part)| (partition, number, part)));
             replies.push((job.reply, job.producer, job.offsets, job._room));
         }
+        // Those of a partition stay in the order in which they came.
+        parts.sort_by_key(|(partition, ..)| *partition);
         let mut receipts: Vec<Receipt> = replies.iter().map(|_| Receipt::default()).collect();
-        let wanted: Vec<u32> = by_partition.keys().copied().collect();
+        let mut wanted: Vec<u32> = parts.iter().map(|(partition, ..)| *partition).collect();
+        wanted.dedup();
         self.ensure(stream, cache, &wanted, true).await;
-        let mut works = Vec::with_capacity(by_partition.len());
+        let mut works = Vec::with_capacity(wanted.len());
         let mut room = node.streams.state.left();
-        for (partition, batches) in by_partition {
-            let mut records = Vec::with_capacity(batches.len());
-            for (number, batch) in batches {
+        let mut parts = parts.into_iter().peekable();
+        for partition in wanted.iter().copied() {
+            let of_partition = |part: &(u32, usize, Part)| part.0 == partition;
+            let mut records = Vec::with_capacity(replies.len());
+            while let Some((_, number, batch)) = parts.next_if(of_partition) {
                 let producer = &replies[number].1;
                 let Some(slot) = self.slot_of(stream, partition) else {
                     receipts[number].leave(partition, batch, not_mine());
@@ -333,7 +334,7 @@ impl Shard {
                 }
                 let record = Record {
                     now: now_ms as i64,
-                    producer: Some(Producer::clone(producer)),
+                    producer: Some(Arc::clone(producer)),
                     offsets: replies[number].2.clone(),
                     batch,
                 };

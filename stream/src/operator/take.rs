@@ -10,7 +10,7 @@ use super::{Clock, Operator, Scratch, table_step};
 use crate::definition::LatestBy;
 use crate::effects::{Alarm, Effects, LateReading, LatestValue, Retraction, WindowAt};
 use crate::prefetch;
-use crate::reading::{Batch, Reading};
+use crate::reading::{Part, Reading};
 use crate::sensor::Sensor;
 
 /// How many readings are looked up together.
@@ -20,7 +20,7 @@ const HOT_LINES: usize = 3;
 
 impl Operator {
     /// Takes the readings of a batch, in order.
-    pub(super) fn take(&mut self, batch: &Batch, effects: &mut Effects) {
+    pub(super) fn take(&mut self, batch: &Part, effects: &mut Effects) {
         self.batch_number += 1;
         let mut scratch = std::mem::take(&mut self.scratch);
         scratch.hashes.clear();

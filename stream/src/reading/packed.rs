@@ -11,7 +11,7 @@
 //! Numbers are variable-length, signed ones folded. Values stay as they are to the last bit: they are
 //! only written as decimals when each of them comes back the same.
 
-use super::{Batch, BatchError, Reading, ReadingError};
+use super::{Batch, BatchError, Part, Reading, ReadingError};
 
 /// The first byte.
 const LAYOUT: u8 = 1;
@@ -23,61 +23,79 @@ const AS_BYTES: u8 = u8::MAX;
 /// Whole numbers up to here are exact as doubles.
 const WHOLE_MAX: f64 = 9_007_199_254_740_992.0;
 
-pub(super) fn encode(batch: &Batch) -> Vec<u8> {
-    let len = batch.len();
-    let mut out = Vec::with_capacity(16 + len * 10);
+/// Appends the readings of a part.
+pub(super) fn encode(part: &Part, out: &mut Vec<u8>) {
+    let len = part.len();
+    out.reserve(16 + len * 10);
     out.push(LAYOUT);
-    put(&mut out, len as u64);
-    let mut ids: Vec<&[u8]> = Vec::with_capacity(IDS_MAX);
-    let mut places = Vec::with_capacity(len);
-    for i in 0..len {
-        let id = batch.sensor(i);
-        let place = ids.iter().position(|known| *known == id);
-        if place.is_none() {
-            if ids.len() == IDS_MAX {
-                break;
-            }
-            ids.push(id);
-        }
-        places.push(place.unwrap_or(ids.len() - 1) as u8);
-    }
-    if places.len() == len && ids.len() < len {
-        put(&mut out, ids.len() as u64);
-        ids.iter().for_each(|id| put_bytes(&mut out, id));
-        out.extend_from_slice(&places);
-    } else {
-        put(&mut out, len as u64);
-        (0..len).for_each(|i| put_bytes(&mut out, batch.sensor(i)));
-    }
+    put(out, len as u64);
+    put_ids(part, out);
     let mut before = 0i64;
-    for time in &batch.times {
+    for time in part.times() {
         // Both are within the years 1 to 9999.
-        put(&mut out, fold(time - before));
+        put(out, fold(time - before));
         before = *time;
     }
-    let decimals =
-        DECIMALS.iter().position(|by| batch.values.iter().all(|v| scaled(*v, *by).is_some()));
-    match decimals {
-        Some(decimals) => {
-            out.push(decimals as u8);
-            let by = DECIMALS[decimals];
-            batch.values.iter().filter_map(|v| scaled(*v, by)).for_each(|v| put(&mut out, fold(v)));
+    // As decimals, until one does not come back the same: then with more, or as they are.
+    let at = out.len();
+    for (decimals, by) in (0..).zip(DECIMALS) {
+        out.push(decimals);
+        let all = part.values().iter().all(|value| match scaled(*value, by) {
+            Some(whole) => {
+                put(out, fold(whole));
+                true
+            }
+            None => false,
+        });
+        if all {
+            return;
         }
-        None => {
-            out.push(AS_BYTES);
-            batch.values.iter().for_each(|value| out.extend_from_slice(&value.to_le_bytes()));
-        }
+        out.truncate(at);
     }
-    out
+    out.push(AS_BYTES);
+    part.values().iter().for_each(|value| out.extend_from_slice(&value.to_le_bytes()));
 }
 
-/// Refuses what breaks an invariant of a batch, and takes no more memory than a batch may have.
-pub(super) fn decode(bytes: &[u8]) -> Result<Batch, BatchError> {
-    read(bytes)?.ok_or(BatchError::Columns)
+/// The ids of a part: each once, if there are few, and then where in them that of each reading is.
+fn put_ids(part: &Part, out: &mut Vec<u8>) {
+    let (len, at) = (part.len(), out.len());
+    // Where each known id is first.
+    let mut firsts = [0; IDS_MAX];
+    let mut ids = 0;
+    for i in 0..len {
+        let id = part.sensor(i);
+        let known = firsts[..ids].iter().position(|first| part.sensor(*first) == id);
+        let place = known.unwrap_or(ids);
+        if place == IDS_MAX {
+            ids = len;
+            break;
+        }
+        if known.is_none() {
+            firsts[ids] = i;
+            ids += 1;
+        }
+        out.push(place as u8);
+    }
+    if ids == len {
+        out.truncate(at);
+        put(out, len as u64);
+        (0..len).for_each(|i| put_bytes(out, part.sensor(i)));
+        return;
+    }
+    // They were found before what stands before them was known.
+    put(out, ids as u64);
+    firsts[..ids].iter().for_each(|first| put_bytes(out, part.sensor(*first)));
+    out[at..].rotate_left(len);
+}
+
+/// Appends the readings to a batch. Refuses what breaks an invariant of it, and takes no more memory
+/// than it may have; what was appended then is not to be used.
+pub(super) fn decode(bytes: &[u8], batch: &mut Batch) -> Result<(), BatchError> {
+    read(bytes, batch)?.ok_or(BatchError::Columns)
 }
 
 /// `Ok(None)` where bytes are missing or left over.
-fn read(bytes: &[u8]) -> Result<Option<Batch>, BatchError> {
+fn read(bytes: &[u8], batch: &mut Batch) -> Result<Option<()>, BatchError> {
     let mut rest = bytes;
     macro_rules! some {
         ($found:expr) => {
@@ -103,40 +121,50 @@ fn read(bytes: &[u8]) -> Result<Option<Batch>, BatchError> {
     {
         return Ok(None);
     }
-    let mut ids: Vec<&[u8]> = Vec::with_capacity(count);
-    for _ in 0..count {
-        let id_len = some!(number(&mut rest)) as usize;
-        ids.push(some!(take(&mut rest, id_len)));
+    // With an id for each reading they are read beside the readings, else they are few.
+    let mut each = rest;
+    let mut few: [&[u8]; IDS_MAX] = [&[]; IDS_MAX];
+    for i in 0..count {
+        let id = some!(take_bytes(&mut rest));
+        if let Some(place) = few.get_mut(i) {
+            *place = id;
+        }
     }
     let places = if count < len { some!(take(&mut rest, len)) } else { &[] };
-    let mut times = Vec::with_capacity(len);
-    let mut time = 0i64;
+    let mut times = rest;
     for _ in 0..len {
-        time = time.wrapping_add(unfold(some!(number(&mut rest))));
-        times.push(time);
+        some!(number(&mut rest));
     }
     let decimals = some!(take(&mut rest, 1))[0];
-    let mut batch = Batch::new();
-    for (i, time) in times.into_iter().enumerate() {
-        let value = if decimals == AS_BYTES {
-            let bytes = some!(take(&mut rest, 8).and_then(|bytes| bytes.first_chunk()));
-            f64::from_le_bytes(*bytes)
-        } else {
-            let by = some!(DECIMALS.get(usize::from(decimals)));
-            unfold(some!(number(&mut rest))) as f64 / by
+    let by = DECIMALS.get(usize::from(decimals));
+    if by.is_none() && decimals != AS_BYTES {
+        return Ok(None);
+    }
+    let mut time = 0i64;
+    for i in 0..len {
+        time = time.wrapping_add(unfold(some!(number(&mut times))));
+        let value = match by {
+            Some(by) => unfold(some!(number(&mut rest))) as f64 / by,
+            None => {
+                let bytes = some!(take(&mut rest, 8).and_then(|bytes| bytes.first_chunk()));
+                f64::from_le_bytes(*bytes)
+            }
         };
-        let place = places.get(i).map_or(i, |place| usize::from(*place));
-        let sensor = some!(ids.get(place));
+        let sensor = match places.get(i) {
+            Some(place) => some!(few[..count].get(usize::from(*place))),
+            None => some!(take_bytes(&mut each)),
+        };
         batch.push(Reading { sensor, time, value })?;
     }
-    Ok(rest.is_empty().then_some(batch))
+    Ok(rest.is_empty().then_some(()))
 }
 
 /// The whole number that comes back as the value when it is divided.
 fn scaled(value: f64, by: f64) -> Option<i64> {
-    let whole = (value * by).round();
-    (whole.abs() <= WHOLE_MAX && ((whole as i64) as f64 / by).to_bits() == value.to_bits())
-        .then_some(whole as i64)
+    // The cast cuts off; what it makes of numbers that are no whole ones is not the value again.
+    let near = value * by;
+    let whole = (near + 0.5f64.copysign(near)) as i64;
+    (near.abs() <= WHOLE_MAX && (whole as f64 / by).to_bits() == value.to_bits()).then_some(whole)
 }
 
 fn fold(number: i64) -> u64 {
@@ -147,7 +175,7 @@ fn unfold(number: u64) -> i64 {
     (number >> 1) as i64 ^ -((number & 1) as i64)
 }
 
-fn put(out: &mut Vec<u8>, mut number: u64) {
+pub(super) fn put(out: &mut Vec<u8>, mut number: u64) {
     while number >= 0x80 {
         out.push(number as u8 | 0x80);
         number >>= 7;
@@ -155,18 +183,24 @@ fn put(out: &mut Vec<u8>, mut number: u64) {
     out.push(number as u8);
 }
 
-fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+pub(super) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     put(out, bytes.len() as u64);
     out.extend_from_slice(bytes);
 }
 
-fn take<'a>(rest: &mut &'a [u8], len: usize) -> Option<&'a [u8]> {
+pub(super) fn take<'a>(rest: &mut &'a [u8], len: usize) -> Option<&'a [u8]> {
     let (taken, left) = rest.split_at_checked(len)?;
     *rest = left;
     Some(taken)
 }
 
-fn number(rest: &mut &[u8]) -> Option<u64> {
+/// What [`put_bytes`] wrote.
+fn take_bytes<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let len = number(rest)? as usize;
+    take(rest, len)
+}
+
+pub(super) fn number(rest: &mut &[u8]) -> Option<u64> {
     let mut number = 0;
     for shift in (0..64).step_by(7) {
         let (byte, left) = rest.split_first()?;
@@ -194,13 +228,15 @@ mod tests {
 
     #[track_caller]
     fn comes_back(batch: &Batch) -> usize {
-        let bytes = encode(batch);
-        let back = decode(&bytes).unwrap();
+        let mut bytes = Vec::new();
+        encode(&Part::from(batch.clone()), &mut bytes);
+        let mut back = Batch::new();
+        decode(&bytes, &mut back).unwrap();
         assert_eq!(back, *batch);
         let bits = |batch: &Batch| batch.values().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
         assert_eq!(bits(&back), bits(batch));
         for len in 0..bytes.len() {
-            assert!(decode(&bytes[..len]).is_err(), "cut at {len}");
+            assert!(decode(&bytes[..len], &mut Batch::new()).is_err(), "cut at {len}");
         }
         bytes.len()
     }
@@ -236,18 +272,21 @@ mod tests {
 
     #[test]
     fn damaged_bytes_break_no_invariant() {
-        let whole = encode(&batch(&[("a", 1, 1.5), ("b", 2, 2.5), ("a", 3, 1e300)]));
+        let mut whole = Vec::new();
+        encode(&batch(&[("a", 1, 1.5), ("b", 2, 2.5), ("a", 3, 1e300)]).into(), &mut whole);
         for at in 0..whole.len() {
             for flip in [0x01, 0x80, 0xff] {
                 let mut damaged = whole.clone();
                 damaged[at] ^= flip;
-                if let Ok(decoded) = decode(&damaged) {
+                let mut decoded = Batch::new();
+                if decode(&damaged, &mut decoded).is_ok() {
                     decoded.iter().try_for_each(|reading| reading.check()).unwrap();
                 }
             }
         }
         // Says that it has more than it can.
-        assert!(decode(&[LAYOUT, 0xff, 0xff, 0xff, 0xff, 0x7f, 1, 1, b'a']).is_err());
-        assert!(decode(&[LAYOUT, 0x80, 0x80, 4, 1, 1, b'a']).is_err());
+        let refused = |bytes: &[u8]| decode(bytes, &mut Batch::new()).is_err();
+        assert!(refused(&[LAYOUT, 0xff, 0xff, 0xff, 0xff, 0x7f, 1, 1, b'a']));
+        assert!(refused(&[LAYOUT, 0x80, 0x80, 4, 1, 1, b'a']));
     }
 }

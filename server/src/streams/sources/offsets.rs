@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use kiln_stream::{
-    reading::Batch,
+    reading::Part,
     record::{Producer, SourceOffset},
 };
 use tokio::sync::oneshot;
@@ -51,7 +51,7 @@ pub(super) async fn note(
     let job = Job::Apply(Apply {
         stream: Arc::clone(stream),
         producer: Arc::new(Producer { id: name.to_owned(), ..Producer::default() }),
-        parts: vec![(partition, Batch::new())],
+        parts: vec![(partition, Part::default())],
         offsets,
         reply,
         _room: Arc::new(room),
