@@ -422,3 +422,20 @@ fn told_of(id: &str, clock: &ProducerClock, now: i64) -> Record {
     };
     Record { now, producer: Some(Arc::new(producer)), ..Record::default() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Else an owner whose first entry comes too late, since a former owner's was on its way, would
+    /// begin again with nothing each time, and find the log to be another's each time.
+    #[test]
+    fn a_partition_that_was_begun_is_no_longer_held_for_empty() {
+        let plan = Stream::plan_of("{}").unwrap();
+        let mut parts = Parts::new(&Arc::new(Stream::new(1, "plant", "{}", plan)));
+        parts.vacant.insert(7, Term(3));
+        parts.begin(7, 7, Term(3));
+        assert!(parts.slot(7).is_some());
+        assert_eq!(parts.vacant.get(&7), None);
+    }
+}
