@@ -7,8 +7,9 @@
 
 use crate::command::{Arithmetic, Command, Delete, Direction, Get, Store, StoreMode, Ttl};
 use crate::memcached::number::{parse_seconds, parse_u32, parse_u64, ttl};
-use crate::memcached::parser::{BAD_FORMAT, Tokens};
+use crate::memcached::parser::BAD_FORMAT;
 use crate::memcached::reply::{Bits, Kind, Reply};
+use crate::memcached::words::Tokens;
 use crate::memcached::{KEY_LEN_MAX, META_TOKENS_MAX, OPAQUE_LEN_MAX, base64};
 
 /// A meta command's line from the key on.

@@ -59,6 +59,7 @@ mod number;
 mod parser;
 mod reply;
 mod stats;
+mod words;
 
 pub use base64::KeyScratch;
 pub use parser::Parser;

@@ -13,6 +13,8 @@
 //! Cost: a `get` of one key is two vector searches and a few compares; see
 //! `tests/parse_speed.rs`.
 
+mod single;
+
 use crate::Parsed;
 use crate::command::{Arithmetic, Command, Delete, Direction, Get, Store, StoreMode, Touch, Ttl};
 use crate::memcached::base64::{self, KeyScratch};
@@ -22,6 +24,7 @@ use crate::memcached::reply::{Bits, DebugReply, Kind, Reply};
 use crate::memcached::{
     CREDENTIALS_LEN_MAX, KEY_LEN_MAX, LINE_LEN_MAX, Limits, Op, RETRIEVAL_LINE_LEN_MAX, Stats,
     lines,
+    words::{Tokens, is_blank, word_len},
 };
 
 /// Takes one connection's requests from its receive buffer.
@@ -168,7 +171,7 @@ impl Parser {
             b"md" => self.meta(slot, line, MetaRequest::delete, arguments, keys),
             b"ma" => self.meta(slot, line, MetaRequest::arithmetic, arguments, keys),
             b"mn" => op(slot, Op::MetaNoop, line.len),
-            b"me" => meta_debug(slot, line, arguments, keys),
+            b"me" => single::meta_debug(slot, line, arguments, keys),
             b"gat" => self.get_and_touch(slot, line, false, arguments, input),
             b"gats" => self.get_and_touch(slot, line, true, arguments, input),
             b"add" => self.storage(slot, line, StoreMode::Add, false, arguments, input),
@@ -176,11 +179,11 @@ impl Parser {
             b"append" => self.storage(slot, line, StoreMode::Append, false, arguments, input),
             b"prepend" => self.storage(slot, line, StoreMode::Prepend, false, arguments, input),
             b"cas" => self.storage(slot, line, StoreMode::Set, true, arguments, input),
-            b"delete" => delete(slot, line, arguments),
-            b"incr" => arithmetic(slot, line, Direction::Increment, arguments),
-            b"decr" => arithmetic(slot, line, Direction::Decrement, arguments),
-            b"touch" => touch(slot, line, arguments),
-            b"stats" => stats(slot, line, arguments),
+            b"delete" => single::delete(slot, line, arguments),
+            b"incr" => single::arithmetic(slot, line, Direction::Increment, arguments),
+            b"decr" => single::arithmetic(slot, line, Direction::Decrement, arguments),
+            b"touch" => single::touch(slot, line, arguments),
+            b"stats" => single::stats(slot, line, arguments),
             b"version" => op(slot, Op::Version, line.len),
             b"quit" if is_blank(arguments) => {
                 self.closed = true;
@@ -385,7 +388,7 @@ impl Parser {
             return reject(slot, BAD_FORMAT, line.len);
         };
         match parse(meta) {
-            Ok(request) => meta_data(slot, request, line.len, keys),
+            Ok(request) => single::meta_data(slot, request, line.len, keys),
             Err(error) => reject(slot, error, line.len),
         }
     }
@@ -424,7 +427,7 @@ impl Parser {
         if let Command::Store(store) = &mut request.command {
             store.value = value;
         }
-        meta_data(slot, request, line.len + value_len + 2, keys)
+        single::meta_data(slot, request, line.len + value_len + 2, keys)
     }
 
     /// What a client that has not shown its credentials may send: a `set` of them, on any key.
@@ -544,42 +547,6 @@ impl Parser {
     }
 }
 
-/// The words of a line: what lies between spaces. No other byte separates, as in memcached, so
-/// that a key may have any byte but a space and a line end.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Tokens<'a> {
-    rest: &'a [u8],
-}
-
-impl<'a> Tokens<'a> {
-    #[inline]
-    pub(super) fn new(text: &'a [u8]) -> Self {
-        Self { rest: trim_start(text) }
-    }
-
-    /// What has not been given out, from the next word on.
-    #[inline]
-    pub(super) fn rest(&self) -> &'a [u8] {
-        self.rest
-    }
-}
-
-impl<'a> Iterator for Tokens<'a> {
-    /// Never empty.
-    type Item = &'a [u8];
-
-    #[inline]
-    fn next(&mut self) -> Option<&'a [u8]> {
-        if self.rest.is_empty() {
-            return None;
-        }
-        let len = word_len(self.rest);
-        let (token, rest) = self.rest.split_at(len);
-        self.rest = trim_start(rest);
-        Some(token)
-    }
-}
-
 /// What the front of the input is.
 type Step = Parsed<()>;
 
@@ -683,159 +650,6 @@ fn get(key: &[u8], bits: Bits) -> Op<'_> {
     Op::Data { command: Command::Get(Get::plain(key)), reply }
 }
 
-/// `delete <key> [<time>] [noreply]`; the time is of old, and ignored.
-fn delete<'a>(slot: &mut Op<'a>, line: Line<'a>, arguments: &'a [u8]) -> Step {
-    let mut tokens = Tokens::new(arguments);
-    let Some(key) = tokens.next() else {
-        return reject(slot, BAD_FORMAT, line.len);
-    };
-    let noreply = noreply(line);
-    if key.len() > KEY_LEN_MAX {
-        return reject(slot, if noreply { b"" } else { BAD_FORMAT }, line.len);
-    }
-    let is_time = |token: &[u8]| parse_u64(token).is_some();
-    let known = match (tokens.next(), tokens.next(), tokens.next()) {
-        (None, ..) | (Some(b"noreply"), None, _) => true,
-        (Some(time), None | Some(b"noreply"), None) => is_time(time),
-        _ => false,
-    };
-    if !known {
-        let error = b"CLIENT_ERROR bad command line format.  Usage: delete <key> [noreply]\r\n";
-        return reject(slot, if noreply { b"" } else { error }, line.len);
-    }
-    let bits = Bits::NONE.with_if(noreply, Bits::QUIET);
-    let reply = Reply::new(Kind::Delete, key, key.len(), bits);
-    op(slot, Op::Data { command: Command::Delete(Delete::plain(key)), reply }, line.len)
-}
-
-/// `incr <key> <delta> [noreply]`
-fn arithmetic<'a>(
-    slot: &mut Op<'a>,
-    line: Line<'a>,
-    direction: Direction,
-    arguments: &'a [u8],
-) -> Step {
-    let mut tokens = Tokens::new(arguments);
-    let (Some(key), Some(delta)) = (tokens.next(), tokens.next()) else {
-        return reject(slot, BAD_FORMAT, line.len);
-    };
-    let noreply = noreply(line);
-    if key.len() > KEY_LEN_MAX {
-        return reject(slot, if noreply { b"" } else { BAD_FORMAT }, line.len);
-    }
-    let Some(delta) = parse_u64(delta) else {
-        let error = b"CLIENT_ERROR invalid numeric delta argument\r\n";
-        return reject(slot, if noreply { b"" } else { error }, line.len);
-    };
-    let command = Command::Arithmetic(Arithmetic {
-        key,
-        direction,
-        delta,
-        compare: None,
-        version: None,
-        create: None,
-        touch: None,
-    });
-    let bits = Bits::NONE.with_if(noreply, Bits::QUIET);
-    let reply = Reply::new(Kind::Number, key, key.len(), bits);
-    op(slot, Op::Data { command, reply }, line.len)
-}
-
-/// `touch <key> <exptime> [noreply]`
-fn touch<'a>(slot: &mut Op<'a>, line: Line<'a>, arguments: &'a [u8]) -> Step {
-    let mut tokens = Tokens::new(arguments);
-    let (Some(key), Some(exptime)) = (tokens.next(), tokens.next()) else {
-        return reject(slot, BAD_FORMAT, line.len);
-    };
-    let noreply = noreply(line);
-    if key.len() > KEY_LEN_MAX {
-        return reject(slot, if noreply { b"" } else { BAD_FORMAT }, line.len);
-    }
-    let Some(seconds) = parse_seconds(exptime) else {
-        return reject(slot, if noreply { b"" } else { BAD_EXPTIME }, line.len);
-    };
-    let bits = Bits::NONE.with_if(noreply, Bits::QUIET);
-    let reply = Reply::new(Kind::Touch, key, key.len(), bits);
-    let command = Command::Touch(Touch { key, ttl: ttl(seconds) });
-    op(slot, Op::Data { command, reply }, line.len)
-}
-
-/// `stats [<what>]`
-fn stats<'a>(slot: &mut Op<'a>, line: Line<'a>, arguments: &'a [u8]) -> Step {
-    let mut tokens = Tokens::new(arguments);
-    let stats = match tokens.next() {
-        None => Stats::General,
-        Some(b"settings") => Stats::Settings,
-        Some(b"items") => Stats::Items,
-        Some(b"slabs") => Stats::Slabs,
-        Some(b"sizes") => Stats::Sizes,
-        Some(b"conns") => Stats::Connections,
-        Some(b"reset") => Stats::Reset,
-        Some(b"detail") => match tokens.next() {
-            Some(b"on") => Stats::DetailOn,
-            Some(b"off") => Stats::DetailOff,
-            Some(b"dump") => Stats::DetailDump,
-            _ => {
-                return reject(slot, b"CLIENT_ERROR usage: stats detail on|off|dump\r\n", line.len);
-            }
-        },
-        Some(b"cachedump") => match (tokens.next(), tokens.next()) {
-            (Some(class), Some(limit)) => match (parse_u32(class), parse_u32(limit)) {
-                (Some(class), Some(limit)) if class < SLAB_CLASSES_MAX => {
-                    Stats::Cachedump { class, limit }
-                }
-                (Some(_), Some(_)) => {
-                    return reject(slot, b"CLIENT_ERROR Illegal slab id\r\n", line.len);
-                }
-                _ => return reject(slot, BAD_FORMAT, line.len),
-            },
-            _ => return reject(slot, b"CLIENT_ERROR bad command line\r\n", line.len),
-        },
-        Some(_) => return reject(slot, lines::ERROR, line.len),
-    };
-    op(slot, Op::Stats(stats), line.len)
-}
-
-/// `me <key> [b]`
-fn meta_debug<'a>(
-    slot: &mut Op<'a>,
-    line: Line<'a>,
-    arguments: &'a [u8],
-    keys: &'a KeyScratch,
-) -> Step {
-    let mut tokens = Tokens::new(arguments);
-    let Some(key) = tokens.next().filter(|key| key.len() <= KEY_LEN_MAX) else {
-        return reject(slot, BAD_FORMAT, line.len);
-    };
-    let base64 = tokens.next() == Some(b"b");
-    if base64 && !base64::is_valid(key) {
-        return reject(slot, BAD_FORMAT, line.len);
-    }
-    let reply = DebugReply { key };
-    match decoded(key, base64, keys) {
-        Some(key) => op(slot, Op::MetaDebug { key, reply }, line.len),
-        None => Parsed::ScratchFull,
-    }
-}
-
-/// A meta request, complete: its key is decoded only now, so that a request that waits for its
-/// value takes no room in the scratch memory.
-#[inline]
-fn meta_data<'a>(
-    slot: &mut Op<'a>,
-    mut request: MetaRequest<'a>,
-    len: usize,
-    keys: &'a KeyScratch,
-) -> Step {
-    if request.base64 {
-        let Some(key) = keys.decode(request.command.key()) else {
-            return Parsed::ScratchFull;
-        };
-        request.command.set_key(key);
-    }
-    op(slot, Op::Data { command: request.command, reply: request.reply }, len)
-}
-
 fn decoded<'a>(key: &'a [u8], base64: bool, keys: &'a KeyScratch) -> Option<&'a [u8]> {
     if base64 { keys.decode(key) } else { Some(key) }
 }
@@ -875,40 +689,6 @@ fn is_http(line: &[u8]) -> bool {
         b"GET" | b"HEAD" | b"POST" | b"PUT" | b"DELETE" | b"OPTIONS" | b"PATCH" | b"TRACE"
     );
     version || known && target.starts_with(b"/")
-}
-
-fn is_blank(text: &[u8]) -> bool {
-    text.iter().all(|&byte| byte == b' ')
-}
-
-/// How many bytes there are before the first space.
-///
-/// Words are short and there are several on a line: eight bytes at a time, in line, finds their
-/// ends before a call of a vector search has begun.
-#[inline]
-fn word_len(text: &[u8]) -> usize {
-    const ONES: u64 = u64::from_le_bytes([1; 8]);
-    const SPACES: u64 = u64::from_le_bytes([b' '; 8]);
-    let (words, _) = text.as_chunks::<8>();
-    for (index, word) in words.iter().enumerate() {
-        let differs = u64::from_le_bytes(*word) ^ SPACES;
-        // The lowest bit set belongs to the first byte that is zero here.
-        let found = differs.wrapping_sub(ONES) & !differs & (ONES << 7);
-        if found != 0 {
-            return index * 8 + (found.trailing_zeros() / 8) as usize;
-        }
-    }
-    let done = words.len() * 8;
-    text[done..].iter().position(|&byte| byte == b' ').map_or(text.len(), |at| done + at)
-}
-
-#[inline]
-fn trim_start(text: &[u8]) -> &[u8] {
-    let mut text = text;
-    while let [b' ', rest @ ..] = text {
-        text = rest;
-    }
-    text
 }
 
 /// What is wrong with most lines that are wrong.

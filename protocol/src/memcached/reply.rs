@@ -13,7 +13,7 @@
 
 use crate::command::{ItemMeta, Outcome, Reason, RefillRight};
 use crate::memcached::lines;
-use crate::memcached::parser::Tokens;
+use crate::memcached::words::Tokens;
 
 /// How one command is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
