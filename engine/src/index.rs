@@ -18,11 +18,11 @@
 //! - in a chain of buckets all but the last are full, and no overflow bucket is empty;
 //! - an unused entry has tag 0 and slot 0; used tags are never 0.
 //!
-//! Cost: 64 bytes for 8 items on average where it is in balance, about 9 bytes an item with
-//! overflow buckets; a split moves about 8 entries and hashes their keys. Buckets still to be split
-//! in a round are up to twice as full as those already split, so 4 % of the items are in overflow
-//! buckets, at most 6 %: each costs a cache miss more, and a branch foretold wrongly while the
-//! processor waits for another. With 9 items to a bucket they are 7 %, for half a byte an item less.
+//! Cost: 64 bytes for 7 items on average where it is in balance, about 10 bytes an item with
+//! overflow buckets; a split moves about 7 entries and hashes their keys. Buckets still to be split
+//! in a round are up to twice as full as those already split, so 2.5 % of the items are in overflow
+//! buckets, at most 4 %: each costs a cache miss more, and a branch foretold wrongly while the
+//! processor waits for another. With 8 items to a bucket they are 4 %, for a byte an item less.
 
 use std::sync::atomic::AtomicUsize;
 
@@ -36,7 +36,7 @@ const WAYS: usize = 12;
 const BUCKETS_PER_PAGE: usize = PAGE_LEN / BUCKET_LEN;
 const LEVEL_MIN: u32 = BUCKETS_PER_PAGE.trailing_zeros();
 /// A bucket is split when there are more items than this a bucket on average …
-const LOAD_MAX: usize = 8;
+const LOAD_MAX: usize = 7;
 /// … and merged when there are fewer than this.
 const LOAD_MIN: usize = 4;
 
@@ -668,6 +668,9 @@ pub(crate) fn prefetch_early(pointer: *const u8) {
 /// Lines of an item's head, its key and a small value. More would be in vain for small items, and
 /// take the place of others in the caches; the processor follows a longer value by itself.
 pub(crate) const ITEM_LINES: usize = 3;
+
+/// Where such an item ends at about.
+pub(crate) const ITEM_END: usize = ITEM_LINES * 64 - 40;
 
 /// Asks for these lines of an item that is about to be read.
 #[inline]

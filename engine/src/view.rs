@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 use crate::heap::{NIL, Slot};
-use crate::index::{Extent, ITEM_LINES, RacyBucket, bucket_at, prefetch_early};
+use crate::index::{Extent, ITEM_END, ITEM_LINES, RacyBucket, bucket_at, prefetch_early};
 use crate::item::{Head, Parts, Plain, SMALL_LEN_MAX, Unmoved};
 use crate::policy::PolicyKind;
 use crate::racy::{CopyBuffer, RacyBytes, RacySpan};
@@ -191,6 +191,8 @@ impl ShardView {
         for line in 0..ITEM_LINES {
             prefetch_early(item.wrapping_add(line * 64));
         }
+        // One line more if the item begins near the end of its first: slots begin at any granule.
+        prefetch_early(item.wrapping_add(ITEM_END));
         true
     }
 
