@@ -1,8 +1,9 @@
 //! A shard's memory: slots of fixed sizes in pages taken from the region.
 //!
 //! A *slot* holds an item, a chunk of a large value or an overflow bucket of the index. Sizes come
-//! in classes: every multiple of the granule up to 512 bytes, then the even divisions of a page,
-//! so that rounding costs at most a granule for small items. A page belongs to one class.
+//! in classes: every multiple of the granule up to 512 bytes, for sizes that many items have, then
+//! the even divisions of a page, so that rounding costs most small items at most a granule. A page
+//! belongs to one class.
 //!
 //! Slabs in this form usually calcify: when the sizes that clients write change, the old classes
 //! keep half-empty pages. Here the shard evicts by *its* order, not by class, and sparse pages are
@@ -98,9 +99,10 @@ pub(crate) struct Heap {
     len: usize,
     granule_shift: u32,
     classes: Vec<Class>,
-    /// Classes are this far apart up to `FINE_LEN_MAX`: closer where a shard has pages enough.
+    /// Sizes that few items have share the classes that are multiples of this, up to `FINE_LEN_MAX`:
+    /// closer where a shard has pages enough.
     step: usize,
-    /// Class for each count of steps up to `FINE_LEN_MAX`.
+    /// Class for each count of granules up to `FINE_LEN_MAX`.
     fine: Vec<u16>,
     /// First class beyond the fine ones.
     coarse: usize,
@@ -130,7 +132,8 @@ impl Heap {
         let len = region.len();
         let granule_shift = Self::granule_shift_for(len);
         let granule = 1_usize << granule_shift;
-        // Every class in use has a page that is half empty on average: few pages, few classes.
+        // Every class in use has a page that is half empty on average: few pages, few classes. See
+        // `class_for` for the others.
         let (step, coarse_step_percent) = match share_bytes >> 20 {
             0..8 => (16, 20),
             8..32 => (8, 12),
@@ -139,7 +142,7 @@ impl Heap {
         };
         let step = granule.max(step);
         let mut classes = Vec::new();
-        let mut fine = vec![0; FINE_LEN_MAX / step + 1];
+        let mut fine = vec![0; FINE_LEN_MAX / granule + 1];
         let mut add = |slot_len: usize, kind| {
             classes.push(Class {
                 slot_len: slot_len as u32,
@@ -151,10 +154,10 @@ impl Heap {
             });
             classes.len() - 1
         };
-        let least = SLOT_LEN_MIN.next_multiple_of(step);
-        for (steps, class) in fine.iter_mut().enumerate() {
-            let slot_len = steps * step;
-            *class = if slot_len <= least { 0 } else { ((slot_len - least) / step) as u16 };
+        let least = SLOT_LEN_MIN.next_multiple_of(granule);
+        for (granules, class) in fine.iter_mut().enumerate() {
+            let slot_len = granules * granule;
+            *class = if slot_len <= least { 0 } else { ((slot_len - least) / granule) as u16 };
             if slot_len >= least {
                 add(slot_len, PageKind::Items);
             }
@@ -214,10 +217,18 @@ impl Heap {
     }
 
     /// The class whose slots hold `len` bytes with the least waste. `len <= SLOT_LEN_MAX`.
+    ///
+    /// A small size has a class of its own once that is worth its half-empty page: when as many pages
+    /// of the next multiple of the step hold a page's worth of what rounding takes.
     pub(crate) fn class_for(&self, len: usize) -> ClassId {
         debug_assert!(len <= SLOT_LEN_MAX);
         if len <= FINE_LEN_MAX {
-            return ClassId(self.fine[len.div_ceil(self.step)]);
+            let class = |len: usize| self.fine[len.div_ceil(1 << self.granule_shift)];
+            let (own, shared) = (class(len), class(len.next_multiple_of(self.step)));
+            let [own_class, shared_class] = [own, shared].map(|id| &self.classes[usize::from(id)]);
+            let spared = shared_class.pages * (shared_class.slot_len - own_class.slot_len);
+            let worth_it = own_class.pages > 0 || spared >= shared_class.slot_len;
+            return ClassId(if worth_it { own } else { shared });
         }
         let coarse = &self.classes[self.coarse..self.chunk_class.0 as usize];
         let beyond = coarse.partition_point(|class| (class.slot_len as usize) < len);

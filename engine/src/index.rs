@@ -7,8 +7,8 @@
 //!
 //! Hash bits: 0..10 are the partition's, 16..48 choose the bucket, the top ones choose the shard; they
 //! do not overlap, so that a node that holds some partitions only still fills its buckets evenly. The
-//! tag is made of 0..6 and 54..56: a walk over the items of one partition passes nearly all others by
-//! without a look at them, and a node that holds only few partitions still has tags that differ.
+//! tag is 4..12: a walk over the items of one partition passes nearly all others by without a look at
+//! them, and a node that holds only few partitions still has tags that differ.
 //!
 //! ```text
 //!   bucket, 64 bytes:  tag u8 x 12 | overflow slot u32 | item slot u32 x 12
@@ -18,13 +18,13 @@
 //! - in a chain of buckets all but the last are full, and no overflow bucket is empty;
 //! - an unused entry has tag 0 and slot 0; used tags are never 0.
 //!
-//! Cost: 64 bytes for 8 items on average where it is in balance, about 9 bytes an item with
-//! overflow buckets; a split moves about 8 entries and hashes their keys. Buckets still to be split
-//! in a round are up to twice as full as those already split, so 4 % of the items are in overflow
-//! buckets, at most 6 %: each costs a cache miss more, and a branch foretold wrongly while the
-//! processor waits for another. With 9 items to a bucket they are 7 %, for half a byte an item less.
+//! Cost: 64 bytes for 7 items on average where it is in balance, about 10 bytes an item with
+//! overflow buckets; a split moves about 7 entries and hashes their keys. Buckets still to be split
+//! in a round are up to twice as full as those already split, so 2.5 % of the items are in overflow
+//! buckets, at most 4 %: each costs a cache miss more, and a branch foretold wrongly while the
+//! processor waits for another. With 8 items to a bucket they are 4 %, for a byte an item less.
 
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::AtomicUsize;
 
 use crate::directory::Directory;
 use crate::heap::{BUCKET_LEN, NIL, Slot};
@@ -36,17 +36,20 @@ const WAYS: usize = 12;
 const BUCKETS_PER_PAGE: usize = PAGE_LEN / BUCKET_LEN;
 const LEVEL_MIN: u32 = BUCKETS_PER_PAGE.trailing_zeros();
 /// A bucket is split when there are more items than this a bucket on average …
-const LOAD_MAX: usize = 8;
+const LOAD_MAX: usize = 7;
 /// … and merged when there are fewer than this.
 const LOAD_MIN: usize = 4;
 
 #[inline]
 fn tag(hash: u64) -> u8 {
-    const LOW: u8 = (1 << TAG_LOW_BITS) - 1;
-    ((hash as u8 & LOW) | ((hash >> 48) as u8 & !LOW)).max(1)
+    let bits = (hash >> TAG_SHIFT) as u8;
+    // The larger of it and 1, in fewer instructions.
+    bits + u8::from(bits == 0)
 }
 
-/// Bits of the tag that are the lowest of the hash.
+/// The tag is the byte of the hash from this bit on …
+const TAG_SHIFT: u32 = 4;
+/// … of which so many are the partition's.
 const TAG_LOW_BITS: u32 = 6;
 
 /// The hashes that leave a remainder when they are divided.
@@ -63,9 +66,9 @@ impl Residue {
     pub(crate) fn new(modulus: u64, remainder: u64) -> Self {
         let modulus = modulus.max(1);
         // A power of two that divides the modulus leaves the same of hash and remainder.
-        let bits = modulus.trailing_zeros().min(TAG_LOW_BITS);
+        let bits = modulus.trailing_zeros().saturating_sub(TAG_SHIFT).min(TAG_LOW_BITS);
         let mask = ((1_u32 << bits) - 1) as u8;
-        Self { modulus, remainder, mask, low: remainder as u8 & mask }
+        Self { modulus, remainder, mask, low: (remainder >> TAG_SHIFT) as u8 & mask }
     }
 
     pub(crate) fn holds(self, hash: u64) -> bool {
@@ -88,22 +91,17 @@ pub(crate) struct Extent {
 }
 
 impl Extent {
-    /// Of an index without buckets.
+    /// Of an index without buckets. Any hash has number 0.
     pub(crate) const CLOSED: Self = Self { buckets: 0, mask: 0 };
 
     #[inline(always)]
-    pub(crate) fn is_closed(self) -> bool {
-        self.buckets == 0
-    }
-
-    #[inline(always)]
     pub(crate) fn packed(self) -> u64 {
-        u64::from(self.mask) << 32 | u64::from(self.buckets)
+        u64::from(self.buckets) << 32 | u64::from(self.mask)
     }
 
     #[inline(always)]
     pub(crate) fn unpacked(packed: u64) -> Self {
-        Self { buckets: packed as u32, mask: (packed >> 32) as u32 }
+        Self { buckets: (packed >> 32) as u32, mask: packed as u32 }
     }
 
     /// The bucket of a hash: by all bits of the round if there is such a bucket yet, else by one
@@ -116,11 +114,10 @@ impl Extent {
     }
 }
 
-/// Offset of a bucket in the region, given which page each run of buckets is in.
+/// Offset of a bucket in the region, given where the page of each run of buckets begins.
 #[inline(always)]
-pub(crate) fn bucket_at(bucket: usize, page_of: impl FnOnce(usize) -> PageId) -> usize {
-    let page = page_of(bucket / BUCKETS_PER_PAGE);
-    page as usize * PAGE_LEN + bucket % BUCKETS_PER_PAGE * BUCKET_LEN
+pub(crate) fn bucket_at(bucket: usize, page_at: impl FnOnce(usize) -> usize) -> usize {
+    page_at(bucket / BUCKETS_PER_PAGE) + bucket % BUCKETS_PER_PAGE * BUCKET_LEN
 }
 
 /// Where in a bucket are the tags, the overflow slot and the item slots.
@@ -138,8 +135,12 @@ impl RacyBucket {
     /// The bucket at an offset, if that is inside the region.
     #[inline(always)]
     pub(crate) fn at(bytes: &RacyBytes, offset: usize) -> Option<Self> {
-        let span = bytes.span(offset)?;
-        Some(Self { span, first: span.sixteen(0) })
+        bytes.span(offset).map(Self::new)
+    }
+
+    #[inline(always)]
+    pub(crate) fn new(span: RacySpan) -> Self {
+        Self { span, first: span.sixteen(0) }
     }
 
     /// Bit i is set where the tag of entry i is that of the hash.
@@ -236,7 +237,7 @@ impl Index {
 
     /// How large the table is, and its directory's entries: for readers without the lock.
     #[inline]
-    pub(crate) fn published(&self) -> (Extent, *mut AtomicU32) {
+    pub(crate) fn published(&self) -> (Extent, *mut AtomicUsize) {
         let extent = if self.is_open() { self.extent() } else { Extent::CLOSED };
         (extent, self.pages.entries())
     }
@@ -253,7 +254,7 @@ impl Index {
 
     #[inline]
     fn at(&self, bucket: usize) -> usize {
-        bucket_at(bucket, |number| self.pages.get(number))
+        bucket_at(bucket, |number| self.pages.get(number) as usize * PAGE_LEN)
     }
 
     /// The item with this key as most reads want it: bucket and head are read once each.
@@ -616,13 +617,15 @@ fn matching(bucket: &[u8], tag: u8) -> u32 {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{
-            _mm_cmpeq_epi8, _mm_loadu_si128, _mm_movemask_epi8, _mm_set1_epi8,
+            _mm_cmpeq_epi8, _mm_loadu_si128, _mm_movemask_epi8, _mm_set1_epi32,
         };
         assert!(bucket.len() >= 16, "a bucket is 64 bytes");
         // SAFETY: SSE2 is part of x86_64, and 16 bytes are there to load.
         let equal = unsafe {
             let tags = _mm_loadu_si128(bucket.as_ptr().cast());
-            _mm_movemask_epi8(_mm_cmpeq_epi8(tags, _mm_set1_epi8(tag.cast_signed())))
+            // Four copies by a multiplication: with bytes it would be one instruction more.
+            let wanted = _mm_set1_epi32((u32::from(tag) * 0x0101_0101).cast_signed());
+            _mm_movemask_epi8(_mm_cmpeq_epi8(tags, wanted))
         };
         equal.cast_unsigned() & ((1 << WAYS) - 1)
     }
@@ -665,6 +668,9 @@ pub(crate) fn prefetch_early(pointer: *const u8) {
 /// Lines of an item's head, its key and a small value. More would be in vain for small items, and
 /// take the place of others in the caches; the processor follows a longer value by itself.
 pub(crate) const ITEM_LINES: usize = 3;
+
+/// Where such an item ends at about.
+pub(crate) const ITEM_END: usize = ITEM_LINES * 64 - 40;
 
 /// Asks for these lines of an item that is about to be read.
 #[inline]

@@ -18,13 +18,20 @@
 
 use crate::heap::{CHUNK_LEN, FREE_MARK, Heap, NIL, SLOT_LEN_MAX, Slot};
 use crate::ops::{ItemInfo, Refill};
-use crate::policy::Nodes;
+use crate::policy::{Nodes, Settled};
+use crate::racy::CopyBuffer;
 
 /// Longest key in bytes.
 pub const KEY_LEN_MAX: usize = 32_000;
 
 /// Longest value in bytes, whatever the configuration allows.
 pub const VALUE_LEN_MAX: usize = (1 << 26) - 1;
+
+/// Longest value that is read without the lock. A longer copy would take as long as the lock does, and
+/// would more often be in vain.
+pub(crate) const SMALL_LEN_MAX: usize = CopyBuffer::LEN;
+
+const _: () = assert!((SMALL_LEN_MAX + 1).is_power_of_two(), "so that a mask tells");
 
 /// Values above this are kept in chunks, read without copying and written without the lock.
 pub(crate) const INLINE_LEN_MAX: usize = CHUNK_LEN;
@@ -136,6 +143,31 @@ impl Head {
         (self.word & ((1 << VALUE_BITS) - 1)) as usize
     }
 
+    /// Whether this is an [`Unmoved`] item with a key so long.
+    #[inline(always)]
+    pub(crate) fn is_unmoved(self, key_len: usize, since_ms: u64, unmoved: Unmoved) -> bool {
+        // Lengths that no key has, have bits beyond the mask.
+        let key = (key_len as u64).wrapping_sub(1) << KEY_SHIFT;
+        self.word & unmoved.mask == key.wrapping_add(unmoved.value)
+            && self.is_used_lately_about(since_ms)
+    }
+
+    /// [`is_used_lately`](Self::is_used_lately) `since_ms` after the start, or a second sooner or later.
+    /// The word ends in the version, which stands here for the part of a second.
+    #[inline(always)]
+    fn is_used_lately_about(self, since_ms: u64) -> bool {
+        // Seconds by 2^48. What exceeds 64 bits is what exceeds 16 bits of the seconds.
+        const PER_MS: u64 = (1_u64 << VERSION_BITS).div_ceil(1000);
+        let idle = since_ms.wrapping_mul(PER_MS).wrapping_sub(self.first) >> VERSION_BITS;
+        (idle as u16).wrapping_add(1) <= USED_STEP_S as u16
+    }
+
+    /// The length of a value that is known to be at most [`SMALL_LEN_MAX`].
+    #[inline(always)]
+    pub(crate) fn small_value_len(self) -> usize {
+        self.word as usize & SMALL_LEN_MAX
+    }
+
     /// Reads the optional parts of a plain item; `None` when it is another. `u32_at` and `u64_at`
     /// read at a distance from its start.
     #[inline(always)]
@@ -147,12 +179,12 @@ impl Head {
     ) -> Option<Parts> {
         let Self { word, .. } = self;
         if word & (INVOLVED | Mark::FLAGS.0 | Mark::TTL.0) == 0 {
-            return Some(Parts { flags: 0, deadline: u64::MAX, key_at: fixed_len });
+            return Some(Parts::none(fixed_len));
         }
         if word & INVOLVED != 0 {
             return None;
         }
-        let mut parts = Parts { flags: 0, deadline: u64::MAX, key_at: fixed_len };
+        let mut parts = Parts::none(fixed_len);
         if word & Mark::FLAGS.0 != 0 {
             parts.flags = u32_at(parts.key_at);
             parts.key_at += 4;
@@ -198,6 +230,26 @@ impl Head {
     }
 }
 
+/// Most items that are hit: without optional parts, small, and left as they are by a read. Told by one
+/// comparison: what the second word of such an item is where it is not length or seconds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Unmoved {
+    mask: u64,
+    value: u64,
+}
+
+impl Unmoved {
+    /// `settled` are the policy's bits that a hit leaves as they are.
+    pub(crate) fn new(settled: Settled) -> Self {
+        const KEY_LEN: u64 = 0x7fff << KEY_SHIFT;
+        const VALUE_LEN: u64 = ((1 << VALUE_BITS) - 1) & !(SMALL_LEN_MAX as u64);
+        const PARTS: u64 = INVOLVED | Mark::FLAGS.0 | Mark::TTL.0;
+        let bits = |bits: u8| Mark::FETCHED.0 | u64::from(bits) << POLICY_SHIFT;
+        let mask = bits(settled.mask) | PARTS | KEY_LEN | VALUE_LEN;
+        Self { mask, value: bits(settled.value) }
+    }
+}
+
 /// The optional parts of a plain item, and where its key is, counted from its start. The value
 /// follows the key.
 #[derive(Clone, Copy)]
@@ -227,6 +279,12 @@ impl Plain<'_> {
 }
 
 impl Parts {
+    /// Of an item without them, whose key is at `key_at`.
+    #[inline(always)]
+    pub(crate) fn none(key_at: usize) -> Self {
+        Self { flags: 0, deadline: u64::MAX, key_at }
+    }
+
     /// What a reader is told of the item with this head.
     #[inline(always)]
     pub(crate) fn info(&self, head: Head, now_s: u32) -> ItemInfo {
@@ -641,3 +699,55 @@ impl Nodes for Items {
 }
 
 const _: () = assert!(NIL == crate::policy::NIL);
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::policy::PolicyKind;
+
+    fn head(used_s: u32, word: u64) -> Head {
+        Head::new(1, 0x1234_5678_9abc | u64::from(used_s as u16) << VERSION_BITS, word)
+    }
+
+    #[test]
+    fn a_use_is_lately_by_milliseconds_as_it_is_by_seconds_but_for_a_second() {
+        let now_s = [0_u32, 59, 1_000, 65_530, 65_600, 5_000_000, 70_000_000, 400_000_000];
+        for (now_s, ago) in now_s.into_iter().flat_map(|now| (0..200).map(move |ago| (now, ago))) {
+            let used = head(now_s.wrapping_sub(ago), 0);
+            for ms in [0, 1, 499, 999] {
+                let about = used.is_used_lately_about(u64::from(now_s) * 1000 + ms);
+                let exactly = |now_s| used.is_used_lately(now_s);
+                let near = [now_s.wrapping_sub(1), now_s, now_s.wrapping_add(1)].map(exactly);
+                assert!(near.contains(&about), "{now_s} s {ms} ms, used {ago} s ago");
+            }
+        }
+    }
+
+    #[test]
+    fn an_unmoved_item_is_small_and_without_parts_has_the_key_s_length_and_is_noted_already() {
+        let unmoved = Unmoved::new(PolicyKind::Adaptive.settled());
+        let settled = (0..64).find(|&bits| PolicyKind::Adaptive.hit_bits(bits) == Some(bits));
+        let policy = u64::from(settled.unwrap()) << POLICY_SHIFT;
+        let word = 2047 | 29 << KEY_SHIFT | policy | Mark::FETCHED.0;
+        let is = |word, key_len| head(100, word).is_unmoved(key_len, 100_000, unmoved);
+
+        assert!(is(word, 30) && is(word - 2047, 30));
+        for key_len in [0, 1, 29, 31, 32_768 + 30, usize::MAX] {
+            assert!(!is(word, key_len), "{key_len}");
+        }
+        assert!(!is(word + 1, 30), "a value of 2048 bytes");
+        assert!(!is(word & !Mark::FETCHED.0, 30) && !is(word & !policy, 30));
+        for mark in [Mark::FLAGS, Mark::TTL, Mark::WIDE, Mark::CHUNKED, Mark::STALE, Mark::GRANTED]
+        {
+            assert!(!is(word | mark.0, 30), "{mark:?}");
+        }
+        assert!(!head(100, word).is_unmoved(30, 170_000, unmoved), "used 70 seconds ago");
+        let none = Unmoved::new(PolicyKind::Lru.settled());
+        assert!(
+            (0..64).all(|bits| {
+                !head(100, word | bits << POLICY_SHIFT).is_unmoved(30, 100_000, none)
+            })
+        );
+        assert!(!head(0, 0).is_unmoved(1, 0, unmoved), "what is at address 0");
+    }
+}

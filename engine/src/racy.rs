@@ -48,6 +48,16 @@ impl RacyBytes {
         (offset <= self.len).then(|| RacySpan { pointer: self.base.wrapping_add(offset) })
     }
 
+    /// The bytes from `offset` on.
+    ///
+    /// # Safety
+    /// `offset` must be inside.
+    #[inline(always)]
+    pub(crate) unsafe fn span_inside(&self, offset: usize) -> RacySpan {
+        debug_assert!(offset <= self.len);
+        RacySpan { pointer: self.base.wrapping_add(offset) }
+    }
+
     /// Address of a byte, for prefetching only. Any offset is allowed.
     #[inline(always)]
     pub(crate) fn address(&self, offset: usize) -> *const u8 {
@@ -223,9 +233,8 @@ pub(crate) struct CopyBuffer {
 }
 
 impl CopyBuffer {
-    /// Longest value read without the lock. A longer copy would take as long as the lock does, and
-    /// would more often be in vain.
-    pub(crate) const LEN: usize = 1024;
+    /// Longest value that it holds.
+    pub(crate) const LEN: usize = 2047;
 
     #[inline(always)]
     pub(crate) fn new() -> Self {

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Counters of a store.
 pub(crate) struct Tally {
-    places: Box<[Place; PLACES]>,
+    places: [Place; PLACES],
     /// Sums at the last reset.
     zero: Counters,
 }
@@ -39,10 +39,7 @@ struct Place(Counters);
 
 impl Tally {
     pub(crate) fn new() -> Self {
-        Self {
-            places: Box::new(std::array::from_fn(|_| Place::default())),
-            zero: Counters::default(),
-        }
+        Self { places: std::array::from_fn(|_| Place::default()), zero: Counters::default() }
     }
 
     #[inline(always)]

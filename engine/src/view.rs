@@ -20,11 +20,12 @@
 //! item, and a second copy of the value.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 use crate::heap::{NIL, Slot};
-use crate::index::{Extent, ITEM_LINES, RacyBucket, bucket_at, prefetch_early};
-use crate::item::{Head, Parts, Plain};
+use crate::index::{Extent, ITEM_END, ITEM_LINES, RacyBucket, bucket_at, prefetch_early};
+use crate::item::{Head, Parts, Plain, SMALL_LEN_MAX, Unmoved};
+use crate::policy::PolicyKind;
 use crate::racy::{CopyBuffer, RacyBytes, RacySpan};
 use crate::region::Region;
 use crate::seqlock::{Moment, Sequence};
@@ -39,8 +40,10 @@ pub(crate) struct ShardView {
     pub(crate) sequence: Sequence,
     /// [`Extent`], packed.
     extent: AtomicU64,
-    directory: AtomicPtr<AtomicU32>,
+    directory: AtomicPtr<AtomicUsize>,
     bytes: RacyBytes,
+    unmoved: Unmoved,
+    start_ms: u64,
     granule_shift: u32,
     /// Bytes of an item before its optional parts. Narrow, so that the compiler knows that keys and small
     /// values behind it end inside a span.
@@ -52,10 +55,9 @@ pub(crate) struct ShardView {
 /// The views of a store's shards.
 pub(crate) struct Views {
     views: Box<[ShardView]>,
-    /// The top bits of a hash choose the shard. At least one is taken, so that the shift is always
-    /// below 64, and masked off again where there is one shard.
+    /// The top bits of a hash choose the shard. Shifted by one and then by this, which so is below 64
+    /// also where there is one shard.
     shift: u32,
-    mask: usize,
 }
 
 impl Views {
@@ -63,21 +65,21 @@ impl Views {
     /// When there are not a power of two.
     pub(crate) fn new(views: Box<[ShardView]>) -> Self {
         assert!(views.len().is_power_of_two(), "so that a mask never leads beyond them");
-        let shift = 64 - views.len().trailing_zeros().max(1);
-        Self { shift, mask: views.len() - 1, views }
+        let shift = 63 - views.len().trailing_zeros();
+        Self { shift, views }
     }
 
     /// The number of the shard of a hash.
     #[inline(always)]
     pub(crate) fn number(&self, hash: u64) -> usize {
-        (hash >> self.shift) as usize & self.mask
+        (hash >> 1 >> self.shift) as usize
     }
 
     #[inline(always)]
     pub(crate) fn of(&self, hash: u64) -> &ShardView {
         let number = self.number(hash);
         debug_assert!(number < self.views.len());
-        // SAFETY: masked by the length less one, which is a power of two: see `new`.
+        // SAFETY: as many bits are left as number the views, which are a power of two: see `new`.
         unsafe { self.views.get_unchecked(number) }
     }
 
@@ -95,13 +97,15 @@ unsafe impl Sync for ShardView {}
 
 impl ShardView {
     /// The view of a shard. Must go no later than the shard, whose directory it reads.
-    pub(crate) fn new(shard: &Shard) -> Self {
+    pub(crate) fn new(shard: &Shard, policy: PolicyKind, start_ms: u64) -> Self {
         let (region, granule_shift) = shard.items.heap.region();
         let view = Self {
             sequence: Sequence::new(),
             extent: AtomicU64::new(0),
             directory: AtomicPtr::default(),
             bytes: region.racy(),
+            unmoved: Unmoved::new(policy.settled()),
+            start_ms,
             granule_shift,
             fixed_len: shard.items.fixed_len() as u8,
             _region: Arc::clone(region),
@@ -118,20 +122,25 @@ impl ShardView {
         self.extent.store(extent.packed(), Ordering::Release);
     }
 
-    /// Offset of the first bucket of a hash; `None` while there are no buckets.
+    /// Offset of the first bucket of a hash; while there are no buckets, of one that is empty.
     #[inline(always)]
-    fn bucket_at(&self, hash: u64) -> Option<usize> {
+    fn bucket_at(&self, hash: u64) -> usize {
         // In this order: see the invariants.
         let extent = Extent::unpacked(self.extent.load(Ordering::Acquire));
         let directory = self.directory.load(Ordering::Acquire);
-        if extent.is_closed() {
-            return None;
-        }
-        Some(bucket_at(extent.number(hash), |number| {
+        bucket_at(extent.number(hash), |number| {
             // SAFETY: the directory was published before the extent and is long enough for it, and
             // arrays of the directory live as long as the shard, which goes no sooner than this.
             unsafe { &*directory.wrapping_add(number) }.load(Ordering::Relaxed)
-        }))
+        })
+    }
+
+    /// The first bucket of a hash.
+    #[inline(always)]
+    fn bucket(&self, hash: u64) -> RacyBucket {
+        // SAFETY: the entries of a directory are offsets of pages of the region, whatever else they
+        // are, and the bucket is in the page.
+        RacyBucket::new(unsafe { self.bytes.span_inside(self.bucket_at(hash)) })
     }
 
     #[inline(always)]
@@ -142,7 +151,7 @@ impl ShardView {
     /// Asks for the bucket that a lookup of this hash reads first, and says where that is now.
     #[inline(always)]
     pub(crate) fn prefetch_bucket(&self, hash: u64) -> BucketAt {
-        let at = BucketAt(self.bucket_at(hash).unwrap_or_default());
+        let at = BucketAt(self.bucket_at(hash));
         prefetch_early(self.bytes.address(at.0));
         at
     }
@@ -164,10 +173,8 @@ impl ShardView {
     /// Asks for the item whose tag matches in the second bucket of this hash.
     #[cold]
     pub(crate) fn prefetch_chained(&self, hash: u64) {
-        let bucket = |at| RacyBucket::at(&self.bytes, at);
-        if let Some(first) = self.bucket_at(hash).and_then(bucket)
-            && let Some(second) = bucket(self.offset(first.overflow()))
-        {
+        let second = self.offset(self.bucket(hash).overflow());
+        if let Some(second) = RacyBucket::at(&self.bytes, second) {
             self.prefetch_match(&second, hash);
         }
     }
@@ -184,6 +191,8 @@ impl ShardView {
         for line in 0..ITEM_LINES {
             prefetch_early(item.wrapping_add(line * 64));
         }
+        // One line more if the item begins near the end of its first: slots begin at any granule.
+        prefetch_early(item.wrapping_add(ITEM_END));
         true
     }
 
@@ -206,27 +215,36 @@ impl ShardView {
     }
 
     /// Looks where the item with this key is in 19 of 20 lookups that find it: at the first tag that
-    /// matches in the first bucket. All that is rare is left to [`sight`](Self::sight), so that little
-    /// stands between the waits for bucket and item and those of the next lookup: the processor begins
-    /// that as soon as its window of some hundred instructions holds it.
+    /// matches in the first bucket. All that is rare is left to [`sight`](Self::sight), and what is not
+    /// quite so rare to [`sight_at`](Self::sight_at), so that little stands between the waits for bucket
+    /// and item and those of the next lookups: the processor begins those that its window of some
+    /// hundred instructions holds.
     #[inline(always)]
-    pub(crate) fn glance(&self, hash: u64, key: &[u8]) -> Glance {
-        let bucket = self.bucket_at(hash).and_then(|at| RacyBucket::at(&self.bytes, at));
-        let Some(bucket) = bucket else { return Glance::Unclear };
+    pub(crate) fn glance(&self, hash: u64) -> Glance {
+        let bucket = self.bucket(hash);
         let matches = bucket.matching(hash);
         if matches == 0 {
-            return if bucket.overflow() == NIL { Glance::Absent } else { Glance::Unclear };
+            return if bucket.overflow() == NIL { Glance::Absent } else { Glance::Beyond };
         }
-        match self.sight_at(bucket.slot(matches.trailing_zeros()), key) {
-            Some(Some(sighting)) => Glance::Seen(sighting),
-            _ => Glance::Unclear,
-        }
+        Glance::At(bucket.slot(matches.trailing_zeros()))
+    }
+
+    /// The item in this slot if it has this key and is [`Unmoved`].
+    #[inline(always)]
+    pub(crate) fn unmoved_at(&self, slot: Slot, key: &[u8], now_ms: u64) -> Option<Sighting> {
+        let item = self.bytes.span(self.offset(slot))?;
+        let head = Head::new(slot, item.u64(0), item.u64(8));
+        let since_ms = now_ms.wrapping_sub(self.start_ms);
+        let parts = Parts::none(usize::from(self.fixed_len));
+        let is_it =
+            head.is_unmoved(key.len(), since_ms, self.unmoved) && item.has(parts.key_at, key);
+        is_it.then_some(Sighting { head, parts, item })
     }
 
     /// The item in this slot if it has this key and is plain and small; `None` if it is not so, or may
     /// not be.
     #[inline(always)]
-    fn sight_at(&self, slot: Slot, key: &[u8]) -> Option<Option<Sighting>> {
+    pub(crate) fn sight_at(&self, slot: Slot, key: &[u8]) -> Option<Option<Sighting>> {
         let item = self.bytes.span(self.offset(slot))?;
         let head = Head::new(slot, item.u64(0), item.u64(8));
         let fixed_len = usize::from(self.fixed_len);
@@ -234,14 +252,14 @@ impl ShardView {
         if head.key_len() != key.len() || !item.has(parts.key_at, key) {
             return Some(None);
         }
-        let is_small = head.value_len() <= CopyBuffer::LEN;
+        let is_small = head.value_len() <= SMALL_LEN_MAX;
         is_small.then_some(Some(Sighting { head, parts, item }))
     }
 
     /// Looks for the item with this key, if it is plain and small; `None` for other items. Nothing of
     /// it may be believed before the sequence confirmed the moment at which the look began.
     pub(crate) fn sight(&self, hash: u64, key: &[u8]) -> Option<Option<Sighting>> {
-        let mut at = self.bucket_at(hash)?;
+        let mut at = self.bucket_at(hash);
         for _ in 0..CHAIN_MAX {
             let bucket = RacyBucket::at(&self.bytes, at)?;
             let mut matches = bucket.matching(hash);
@@ -266,10 +284,11 @@ pub(crate) struct BucketAt(usize);
 
 /// What [`ShardView::glance`] saw. Not to be believed before the sequence confirmed it.
 pub(crate) enum Glance {
-    Seen(Sighting),
+    /// The item is in this slot, if it is there.
+    At(Slot),
     Absent,
-    /// It may be further on, or is not plain, or nobody knows.
-    Unclear,
+    /// It may be further on.
+    Beyond,
 }
 
 /// An item as it seems to be, seen without the lock.

@@ -54,6 +54,32 @@ fn total(store: &Store) -> u64 {
 }
 
 #[test]
+fn a_size_that_many_items_have_gets_slots_that_fit_and_others_share_theirs() {
+    // 24 bytes of head, 8 of key: 129 bytes, which slots of 132 hold. Shared ones are of 136 here.
+    let value = [b'v'; 97];
+    let store = store(40 << 20, PolicyKind::default());
+    let used =
+        || -> Vec<_> { store.classes().iter().map(|class| (class.slot_len, class.used)).collect() };
+    let put = |keys: std::ops::Range<u64>| {
+        for key in keys {
+            let done = set(&store, key, &value, Expiry::Never, 1);
+            assert!(matches!(done, WriteOutcome::Stored(_)), "{done:?}");
+        }
+    };
+    put(0..100);
+    assert_eq!(used(), [(136, 100)]);
+
+    put(100..100_000);
+    let [(132, own), (136, shared)] = used()[..] else { panic!("{:?}", used()) };
+    assert_eq!(own + shared, 100_000);
+    assert!(own > 2 * shared - 10_000, "{own} in slots that fit, {shared} in others");
+
+    // Written again, an item moves.
+    put(0..100_000);
+    assert_eq!(used(), [(132, 100_000)]);
+}
+
+#[test]
 fn memory_stays_under_the_ceiling_while_sizes_change() {
     const MEMORY: usize = 24 << 20;
     for policy in [PolicyKind::default(), PolicyKind::Lru, PolicyKind::Lfu] {

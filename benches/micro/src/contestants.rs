@@ -37,24 +37,34 @@ pub trait Contestant: Send + Sync {
     fn settle(&self) {}
 
     /// Does the work for each key in turn; returns the hits. Provided, so that each contestant has
-    /// a loop of its own with its operations inlined.
+    /// loops of its own with its operations inlined: one for each kind of work, so that nobody's time
+    /// goes into asking which it is.
     fn pass(&self, work: Work, keys: &[Key]) -> usize {
-        let mut buffer = Vec::with_capacity(VALUE_LEN);
-        let mut hits = 0;
-        for (at, key) in keys.iter().enumerate() {
-            if work == Work::Mix && at % MIX == MIX - 1 {
-                self.set(key, &value(key));
-                continue;
-            }
-            if self.get(key, &mut buffer) {
-                hits += 1;
-                black_box(&buffer);
-            } else if work == Work::GetOrSet {
-                self.set(key, &value(key));
-            }
+        match work {
+            Work::Get => each::<_, { Work::Get as u8 }>(self, keys),
+            Work::Mix => each::<_, { Work::Mix as u8 }>(self, keys),
+            Work::GetOrSet => each::<_, { Work::GetOrSet as u8 }>(self, keys),
         }
-        hits
     }
+}
+
+#[inline(never)]
+fn each<C: Contestant + ?Sized, const WORK: u8>(contestant: &C, keys: &[Key]) -> usize {
+    let mut buffer = Vec::with_capacity(VALUE_LEN);
+    let mut hits = 0;
+    for (at, key) in keys.iter().enumerate() {
+        if WORK == Work::Mix as u8 && at % MIX == MIX - 1 {
+            contestant.set(key, &value(key));
+            continue;
+        }
+        if contestant.get(key, &mut buffer) {
+            hits += 1;
+            black_box(&buffer);
+        } else if WORK == Work::GetOrSet as u8 {
+            contestant.set(key, &value(key));
+        }
+    }
+    hits
 }
 
 /// The contestants by name.
@@ -352,8 +362,72 @@ impl Kiln {
         self.store.get(key, hash, &GetOptions::PLAIN, now_ms, copy).is_some()
     }
 
+    #[inline(never)]
     fn set_hashed(&self, key: &Key, hash: u64, value: &[u8], now_ms: u64) {
         self.store.write(key, hash, value, &WriteOptions::default(), now_ms);
+    }
+
+    /// One operation, the `at`-th of a pass. True for a hit.
+    #[inline(always)]
+    fn operate<const WORK: u8>(
+        &self,
+        at: usize,
+        key: &Key,
+        hash: u64,
+        now_ms: u64,
+        buffer: &mut Vec<u8>,
+    ) -> bool {
+        if WORK == Work::Mix as u8 && at % MIX == MIX - 1 {
+            self.set_hashed(key, hash, &value(key), now_ms);
+            return false;
+        }
+        let hit = self.get_hashed(key, hash, now_ms, buffer);
+        if hit {
+            black_box(buffer);
+        } else if WORK == Work::GetOrSet as u8 {
+            self.set_hashed(key, hash, &value(key), now_ms);
+        }
+        hit
+    }
+
+    /// A pass, one operation after the other.
+    #[inline(never)]
+    fn singly<const WORK: u8>(&self, keys: &[Key]) -> usize {
+        let mut buffer = Vec::with_capacity(VALUE_LEN);
+        let (mut at, mut hits) = (0, 0);
+        for keys in keys.chunks(CLOCK_EVERY) {
+            let now_ms = self.now_ms();
+            for key in keys {
+                let hash = Store::hash(key);
+                hits += usize::from(self.operate::<WORK>(at, key, hash, now_ms, &mut buffer));
+                at += 1;
+            }
+        }
+        hits
+    }
+
+    /// A pass with keys announced ahead.
+    #[inline(never)]
+    fn batched<const WORK: u8>(&self, keys: &[Key]) -> usize {
+        let mut buffer = Vec::with_capacity(VALUE_LEN);
+        let mut hashes = Vec::with_capacity(self.batch);
+        let (mut at, mut hits) = (0, 0);
+        for keys in keys.chunks(CLOCK_EVERY) {
+            let now_ms = self.now_ms();
+            for batch in keys.chunks(self.batch) {
+                hashes.clear();
+                hashes.extend(batch.iter().map(|key| Store::hash(key)));
+                for (key, hash) in batch.iter().zip(self.store.ahead(&hashes)) {
+                    hits += usize::from(self.operate::<WORK>(at, key, hash, now_ms, &mut buffer));
+                    at += 1;
+                }
+            }
+        }
+        hits
+    }
+
+    fn pass_of<const WORK: u8>(&self, keys: &[Key]) -> usize {
+        if self.batch == 1 { self.singly::<WORK>(keys) } else { self.batched::<WORK>(keys) }
     }
 }
 
@@ -371,40 +445,11 @@ impl Contestant for Kiln {
     }
 
     fn pass(&self, work: Work, keys: &[Key]) -> usize {
-        let mut buffer = Vec::with_capacity(VALUE_LEN);
-        let mut hashes = Vec::with_capacity(self.batch);
-        let mut hits = 0;
-        let mut at = 0;
-        for keys in keys.chunks(CLOCK_EVERY) {
-            let now_ms = self.now_ms();
-            let mut operate = |key: &Key, hash: u64| {
-                at += 1;
-                if work == Work::Mix && at % MIX == 0 {
-                    self.set_hashed(key, hash, &value(key), now_ms);
-                    return;
-                }
-                if self.get_hashed(key, hash, now_ms, &mut buffer) {
-                    hits += 1;
-                    black_box(&buffer);
-                } else if work == Work::GetOrSet {
-                    self.set_hashed(key, hash, &value(key), now_ms);
-                }
-            };
-            if self.batch == 1 {
-                for key in keys {
-                    operate(key, Store::hash(key));
-                }
-                continue;
-            }
-            for batch in keys.chunks(self.batch) {
-                hashes.clear();
-                hashes.extend(batch.iter().map(|key| Store::hash(key)));
-                for (key, hash) in batch.iter().zip(self.store.ahead(&hashes)) {
-                    operate(key, hash);
-                }
-            }
+        match work {
+            Work::Get => self.pass_of::<{ Work::Get as u8 }>(keys),
+            Work::Mix => self.pass_of::<{ Work::Mix as u8 }>(keys),
+            Work::GetOrSet => self.pass_of::<{ Work::GetOrSet as u8 }>(keys),
         }
-        hits
     }
 }
 

@@ -132,11 +132,31 @@ impl PolicyKind {
         }
     }
 
-    /// Bit i is set where a hit leaves the bits i of an entry, and all else, as they are.
-    pub(crate) fn settled_bits(self) -> u64 {
-        (0..64)
-            .filter(|&bits| self.hit_bits(bits) == Some(bits))
-            .fold(0, |all, bits| all | 1 << bits)
+    /// Which bits a hit leaves as they are, and all else of the entry. Of a policy whose bits of that
+    /// kind have no pattern, none.
+    pub(crate) fn settled(self) -> Settled {
+        let is_settled = |bits: u8| self.hit_bits(bits) == Some(bits);
+        let (all, any) = (0..64)
+            .filter(|&bits| is_settled(bits))
+            .fold((63, 0), |(all, any), bits| (all & bits, any | bits));
+        let settled = Settled { mask: !(all ^ any) & 63, value: all };
+        let fits = (0..64).all(|bits| settled.holds(bits) == is_settled(bits));
+        if fits { settled } else { Settled::NONE }
+    }
+}
+
+/// A pattern of an entry's bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Settled {
+    pub(crate) mask: u8,
+    pub(crate) value: u8,
+}
+
+impl Settled {
+    const NONE: Self = Self { mask: 0, value: 63 };
+
+    fn holds(self, bits: u8) -> bool {
+        bits & self.mask == self.value
     }
 }
 
@@ -241,6 +261,17 @@ impl EvictionPolicy for Policy {
 mod tests {
     use super::simulation::Entries;
     use super::*;
+
+    #[test]
+    fn the_pattern_of_settled_bits_holds_for_those_that_a_hit_leaves_as_they_are_and_no_others() {
+        for kind in PolicyKind::ALL {
+            for bits in 0..64 {
+                let settled = kind.hit_bits(bits) == Some(bits);
+                assert_eq!(kind.settled().holds(bits), settled, "{kind}, bits {bits}");
+                assert!(!Settled::NONE.holds(bits));
+            }
+        }
+    }
 
     #[test]
     fn hit_bits_are_all_that_a_hit_changes_where_a_policy_tells_them() {

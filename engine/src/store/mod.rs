@@ -162,8 +162,6 @@ struct Inner {
     views: Views,
     shards: Box<[Padded]>,
     tally: Tally,
-    /// Bit i is set where a hit leaves the policy bits i of an item as they are.
-    settled_bits: u64,
     region: Arc<Region>,
     value_len_max: usize,
     policy: PolicyKind,
@@ -222,12 +220,12 @@ impl Store {
                 )))
             })
             .collect();
-        let views = shards.iter().map(|shard| ShardView::new(&shard.0.lock())).collect();
+        let views =
+            shards.iter().map(|shard| ShardView::new(&shard.0.lock(), policy, start_ms)).collect();
         let store = Self {
             inner: Arc::new(Inner {
                 views: Views::new(views),
                 tally: Tally::new(),
-                settled_bits: policy.settled_bits(),
                 shards,
                 region,
                 value_len_max,

@@ -10,13 +10,13 @@
 //!   the lock --> shown to the caller where it lies, or pinned
 //! ```
 //!
-//! Invariant: a caller is told of an item only what was true of it at one moment, and a hit is
-//! counted once, whichever way it was read in the end.
+//! Invariant: what a caller ends up with was true of the item at one moment, and a hit is counted
+//! once, whichever way it was read in the end.
 //!
 //! Cost: without the lock, no store to memory that other threads read, unless the hit is to be
 //! noted; then the shard's lock for the note.
 
-use crate::heap::Slot;
+use crate::heap::{NIL, Slot};
 use crate::index::Lookup;
 use crate::item::{Head, INLINE_LEN_MAX, KEY_LEN_MAX, Plain};
 use crate::ops::{GetOptions, ItemInfo};
@@ -25,7 +25,7 @@ use crate::seqlock::Moment;
 use crate::shard::{Full, Now};
 use crate::store::large::PinnedValue;
 use crate::store::{Locked, Store};
-use crate::view::{Glance, ShardView, Sighting};
+use crate::view::{Glance, Sighting};
 
 /// A value as a reader sees it.
 pub enum Value<'a> {
@@ -85,8 +85,9 @@ impl Store {
     /// copied once, from where it lies, without the lock.
     ///
     /// `begin` is told of the item and appends what comes before the value; if it returns `None`, no
-    /// value is wanted. It may have been in vain: what it appended is taken off again with
-    /// [`Appended::Undone`], and the item is to be read by [`get`](Self::get).
+    /// value is wanted. It must do nothing else: it may have been in vain, and be told of an item that
+    /// never was so. Then what it appended is taken off again with [`Appended::Undone`], and the item
+    /// is to be read by [`get`](Self::get).
     #[inline(always)]
     pub fn get_into<A>(
         &self,
@@ -123,23 +124,48 @@ impl Store {
         // First of all what has to be waited for.
         let view = self.view(hash);
         let moment = view.sequence.now()?;
-        match view.glance(hash, key) {
-            Glance::Seen(seen) => {
-                self.append_seen(view, moment, seen, key, hash, options, now_ms, out, begin)
-            }
+        let slot = match view.glance(hash) {
+            Glance::At(slot) => slot,
             Glance::Absent if view.sequence.is_still(moment) => {
                 self.inner.tally.miss();
-                Some(Appended::Miss)
+                return Some(Appended::Miss);
             }
-            _ => self.append_further(key, hash, options, now_ms, out, begin),
+            _ => NIL,
+        };
+        match view.unmoved_at(slot, key, now_ms) {
+            // Room is made elsewhere: a call in the midst of this would cost more than itself.
+            Some(seen) if seen.head.small_value_len() <= out.capacity() - out.len() => {
+                let value_len = seen.head.small_value_len();
+                let begun = begin(&seen.parts.info(seen.head, self.clock(now_ms).s), out);
+                let mut end = out.len();
+                if begun.is_some() {
+                    if value_len > out.capacity() - end {
+                        return None;
+                    }
+                    let spare = out.spare_capacity_mut();
+                    seen.item.copy_to(seen.parts.key_at + key.len(), value_len, spare);
+                    end += value_len;
+                }
+                if !view.sequence.is_still(moment) || self.inner.flush_timer.is_due(now_ms) {
+                    return None;
+                }
+                self.inner.tally.hit();
+                // SAFETY: the bytes behind the length so far have just been written, to spare capacity.
+                unsafe { out.set_len(end) };
+                Some(Appended::Hit(begun))
+            }
+            _ => self.append_further(moment, slot, key, hash, options, now_ms, out, begin),
         }
     }
 
-    /// The same for an item that is not where most are.
-    #[cold]
+    /// The same for an item that is not where most are, or not as most are, or to be noted. It may be
+    /// in `slot`, if that is one.
     #[inline(never)]
+    #[expect(clippy::too_many_arguments, reason = "the rest of a function")]
     fn append_further<A>(
         &self,
+        moment: Moment,
+        slot: Slot,
         key: &[u8],
         hash: u64,
         options: &GetOptions,
@@ -148,36 +174,18 @@ impl Store {
         begin: impl FnOnce(&ItemInfo, &mut Vec<u8>) -> Option<A>,
     ) -> Option<Appended<A>> {
         let view = self.view(hash);
-        let moment = view.sequence.now()?;
-        match view.sight(hash, key)? {
-            Some(seen) => {
-                self.append_seen(view, moment, seen, key, hash, options, now_ms, out, begin)
-            }
-            None => view.sequence.is_still(moment).then(|| {
+        let near = if slot == NIL { None } else { view.sight_at(slot, key)? };
+        let Some(seen) = (match near {
+            Some(seen) => Some(seen),
+            None => view.sight(hash, key)?,
+        }) else {
+            return view.sequence.is_still(moment).then(|| {
                 self.inner.tally.miss();
                 Appended::Miss
-            }),
-        }
-    }
-
-    #[inline(always)]
-    #[expect(clippy::too_many_arguments, reason = "the rest of a function in two ways")]
-    fn append_seen<A>(
-        &self,
-        view: &ShardView,
-        moment: Moment,
-        seen: Sighting,
-        key: &[u8],
-        hash: u64,
-        options: &GetOptions,
-        now_ms: u64,
-        out: &mut Vec<u8>,
-        begin: impl FnOnce(&ItemInfo, &mut Vec<u8>) -> Option<A>,
-    ) -> Option<Appended<A>> {
+            });
+        };
         let Sighting { head, parts, item } = seen;
-        // Nobody outside is told of anything that was not so.
-        let is_so = view.sequence.is_still(moment) && parts.deadline > now_ms;
-        if !is_so || self.inner.flush_timer.is_due(now_ms) {
+        if parts.deadline <= now_ms || self.inner.flush_timer.is_due(now_ms) {
             return None;
         }
         let now = self.clock(now_ms);
@@ -230,8 +238,7 @@ impl Store {
     #[inline(always)]
     fn count_hit(&self, hash: u64, head: Head, no_bump: bool, moment: Moment, now: Now) -> bool {
         let bits = head.bits();
-        let settled = self.inner.settled_bits >> bits & 1 != 0;
-        if no_bump || settled && head.is_noted(now.s, bits) {
+        if no_bump || self.inner.policy.hit_bits(bits) == Some(bits) && head.is_noted(now.s, bits) {
             self.inner.tally.hit();
             return true;
         }
