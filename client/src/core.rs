@@ -12,7 +12,7 @@ use std::{
 use futures_util::future::select_ok;
 use kiln_protocol::native::{
     Effect, Op, Push,
-    admin::{self, Subscribe, TopologyView, capability},
+    admin::{self, Subscribe, TopologyStamp, TopologyView, capability},
     encode,
 };
 use parking_lot::RwLock;
@@ -402,6 +402,13 @@ impl Core {
         Ok(())
     }
 
+    /// Whether a topology that came is no newer than the one known.
+    fn knows(&self, structure: &[u8]) -> bool {
+        let view = self.view();
+        admin::get::<TopologyStamp>(structure)
+            .is_ok_and(|stamp| stamp.cluster_id == view.cluster_id && stamp.epoch <= view.epoch)
+    }
+
     /// A node told of the cluster.
     fn on_topology(&self, topology: TopologyView, from: &Peer) {
         let epoch = topology.epoch;
@@ -467,6 +474,8 @@ impl Pushes for Weak<Core> {
                     }
                 }
             }
+            // Every node tells of the same change: only the first to do so is read.
+            Push::Topology(structure) if core.knows(structure) => {}
             Push::Topology(structure) => match admin::get::<TopologyView>(structure) {
                 Ok(topology) => core.on_topology(topology, &connection.peer),
                 Err(error) => tracing::warn!(%error, "a topology that cannot be read"),

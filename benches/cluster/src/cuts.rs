@@ -26,7 +26,7 @@ use crate::{
     Outcome, TrialError,
     audit::Audit,
     figures::Spread,
-    load::{Counts, Part},
+    load::{Counts, Pace, Part},
     nodes::{Launch, Nodes, Place},
     say,
     scene::{Scene, WHOLE_MAX},
@@ -122,8 +122,8 @@ pub(crate) fn run(
         nodes.add(place)?;
     }
     nodes.until_whole(NODES, WHOLE_MAX)?;
-    let think = Duration::from_millis(options.think_ms);
-    let mut scene = Scene::start(nodes, usize::from(options.clients), think, seed)?;
+    let pace = Pace::Think(Duration::from_millis(options.think_ms));
+    let mut scene = Scene::start(nodes, usize::from(options.clients), pace, seed)?;
     let mut rng = fastrand::Rng::with_seed(seed);
     let mut cycles: Vec<Cycle> = Vec::new();
     let mut failures = Vec::new();

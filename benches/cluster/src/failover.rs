@@ -22,7 +22,7 @@ use crate::{
     Outcome, TrialError,
     audit::Audit,
     figures::Spread,
-    load::{Counts, Part, Slow},
+    load::{Counts, Pace, Part, Slow},
     nodes::{Launch, Nodes},
     say,
     scene::{LEAVES_MAX, PATIENT, Scene, WHOLE_MAX},
@@ -125,8 +125,8 @@ pub(crate) fn run(
     bar.set_length(u64::from(options.cycles));
     let count = usize::from(options.nodes);
     let nodes = Nodes::start(launch, count)?;
-    let think = Duration::from_millis(options.think_ms);
-    let scene = Scene::start(nodes, usize::from(options.clients), think, seed)?;
+    let pace = Pace::Think(Duration::from_millis(options.think_ms));
+    let scene = Scene::start(nodes, usize::from(options.clients), pace, seed)?;
     let mut trial = Trial { options, scene, rng: fastrand::Rng::with_seed(seed) };
     trial.scene.nodes.until_whole(count, WHOLE_MAX)?;
     let mut cycles = Vec::new();

@@ -19,8 +19,8 @@ use crate::{
     Outcome, TrialError,
     audit::Audit,
     figures::Spread,
-    load::{Counts, Part},
-    nodes::{Launch, Nodes, Place},
+    load::{Counts, Pace, Part},
+    nodes::{Launch, Nodes, Picture, Place},
     say,
     scene::{LEAVES_MAX, Scene, WHOLE_MAX, native},
 };
@@ -46,6 +46,10 @@ pub(crate) struct Options {
     /// Pause of a client after each answer.
     #[arg(long, default_value_t = 2, value_name = "MS")]
     think_ms: u64,
+    /// Turns of all clients a second at fixed times instead, whatever the answers take; what a turn
+    /// waits counts from when it was due. A turn is one request, or a read and what follows from it.
+    #[arg(long, value_name = "PER_SECOND", conflicts_with = "think_ms", value_parser = clap::value_parser!(u32).range(1..))]
+    rate: Option<u32>,
     /// How many times the 99th percentile before may be reached while a node joins.
     #[arg(long, default_value_t = 2.0, value_name = "RATIO")]
     ratio_max: f64,
@@ -89,9 +93,13 @@ struct Report<'a> {
     seed: u64,
     before: Latency,
     joining: Latency,
-    /// Both 99th percentiles.
+    /// With the new node at work.
+    after: Latency,
+    /// The 99th percentiles of the first two.
     ratio: f64,
     leaving: Latency,
+    /// Versions of the table while it joined.
+    versions: f64,
     /// Copies that the new node holds, and its fair share.
     held: f64,
     fair: f64,
@@ -99,6 +107,33 @@ struct Report<'a> {
     audit: Audit,
     items: u32,
     wrong: &'a [String],
+}
+
+impl Options {
+    fn pace(&self) -> Pace {
+        let think = Duration::from_millis(self.think_ms);
+        self.rate.map_or(Pace::Think(think), |rate| {
+            Pace::Every(Duration::from_secs_f64(f64::from(self.clients) / f64::from(rate)))
+        })
+    }
+
+    /// What the clients do, in words.
+    fn load(&self) -> String {
+        match self.rate {
+            Some(rate) => {
+                format!("open loop, {rate} turns a second, latency from when each was due")
+            }
+            None => format!("closed loop, {} ms after each answer", self.think_ms),
+        }
+    }
+
+    /// To have the same again.
+    fn flags(&self) -> String {
+        match self.rate {
+            Some(rate) => format!("--rate {rate}"),
+            None => format!("--think-ms {}", self.think_ms),
+        }
+    }
 }
 
 pub(crate) fn run(
@@ -116,8 +151,7 @@ pub(crate) fn run(
     store(&native(&nodes.cluster_address())?, options)?;
     bar.inc(1);
 
-    let think = Duration::from_millis(options.think_ms);
-    let mut scene = Scene::start(nodes, usize::from(options.clients), think, seed)?;
+    let mut scene = Scene::start(nodes, usize::from(options.clients), options.pace(), seed)?;
     scene.load.go();
     // Connections and tables are made by then.
     thread::sleep(Duration::from_secs(1));
@@ -133,15 +167,24 @@ pub(crate) fn run(
     scene.load.take_counts();
     scene.load.begin(Part::Fault);
     let begun = Instant::now();
+    let epoch = scene.nodes.picture(0)?.epoch;
     let new = scene.nodes.add(Place::default())?;
-    scene.nodes.until_whole(count + 1, WHOLE_MAX)?;
+    scene.nodes.until_placed(count + 1, WHOLE_MAX)?;
     let joining = Latency::of(&scene.load.take_latencies(), begun.elapsed());
     say(bar, &format!("joining: {}", joining.text()));
     bar.inc(1);
-    let held = scene.nodes.picture(new)?.held;
+    let Picture { held, epoch: later, .. } = scene.nodes.picture(new)?;
+    let versions = later - epoch;
     let all: f64 =
         (0..=new).map(|at| scene.nodes.picture(at).map(|seen| seen.held)).sum::<Result<_, _>>()?;
     let fair = all / (count + 1) as f64;
+
+    // What one node more costs by itself, on a machine that has no more cores than before.
+    scene.load.take_latencies();
+    let begun = Instant::now();
+    thread::sleep(AFTER);
+    let after = Latency::of(&scene.load.take_latencies(), begun.elapsed());
+    say(bar, &format!("after:   {}", after.text()));
 
     // One of the old ones leaves: what the new one took is needed now.
     let leaves = fastrand::Rng::with_seed(seed).usize(..count);
@@ -190,7 +233,9 @@ pub(crate) fn run(
         seed,
         before,
         joining,
+        after,
         ratio,
+        versions,
         leaving,
         held,
         fair,
@@ -200,18 +245,21 @@ pub(crate) fn run(
         wrong: &wrong,
     };
     let text = format!(
-        "{} items of {} bytes, {} nodes and one more, {} clients\nbefore:  {}\njoining: {}\nleaving: {}\n\
-         p99 while a node joins / before: {ratio:.2}\nlongest wait while joining {:.0} ms, while leaving \
+        "{} items of {} bytes, {} nodes and one more, {} clients ({})\nbefore:  {}\njoining: {}\nafter:   {}\nleaving: {}\n\
+         p99 while a node joins / before: {ratio:.2} (judged, at most {}); {versions} versions of the table\nlongest wait while joining {:.0} ms, while leaving \
          {:.0} ms; the longest: {slowest:?}\nthe new node holds {held} copies, its share is {fair:.0}; {} \
          left with {status}\n{} not applied, {} unknown; {} histories judged with {} operations\nreplay: \
-         kiln-trial --seed {seed} join --nodes {} --clients {} --items {} --value-len {}\n",
+         kiln-trial --seed {seed} join --nodes {} --clients {} --items {} --value-len {} {}\n",
         options.items,
         options.value_len,
         options.nodes,
         options.clients,
+        options.load(),
         before.text(),
         joining.text(),
+        after.text(),
         leaving.text(),
+        options.ratio_max,
         longest[0],
         longest[1],
         scene.nodes.name(leaves),
@@ -223,6 +271,7 @@ pub(crate) fn run(
         options.clients,
         options.items,
         options.value_len,
+        options.flags(),
     );
     Ok(Outcome { text, json: serde_json::json!(report), failures: wrong })
 }
@@ -272,6 +321,9 @@ fn value(number: u32, options: &Options) -> Vec<u8> {
     value.resize(options.value_len as usize, b'.');
     value
 }
+
+/// How long to measure with the new node at work.
+const AFTER: Duration = Duration::from_secs(3);
 
 /// Items in one call.
 const BATCH: usize = 500;

@@ -29,6 +29,16 @@ use crate::{
     history::{History, Key, Use},
 };
 
+/// When a client asks next.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Pace {
+    /// So long after each answer: who waits longer asks less.
+    Think(Duration),
+    /// At fixed times, that far from each other, whatever the answers take. One that is late asks at
+    /// once, and what it waits counts from when it was due to ask.
+    Every(Duration),
+}
+
 /// Parts of a cycle; a wait counts to the one that it began in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
@@ -45,8 +55,7 @@ const PARTS: usize = 3;
 /// What all clients share.
 pub(crate) struct Shared {
     pub(crate) history: History,
-    /// Pause of a client after each answer.
-    think: Duration,
+    pace: Pace,
     gate: Gate,
     part: AtomicU8,
     part_since: Mutex<Instant>,
@@ -143,13 +152,13 @@ impl Load {
     pub(crate) fn start(
         askers: Vec<Asker>,
         history: History,
-        think: Duration,
+        pace: Pace,
         seed: u64,
     ) -> Result<Self, TrialError> {
         let clients = askers.iter().map(|_| OfClient::new()).collect();
         let shared = Arc::new(Shared {
             history,
-            think,
+            pace,
             gate: Gate::new(),
             part: AtomicU8::new(Part::Calm as u8),
             homing: AtomicU64::new(0),
@@ -163,7 +172,8 @@ impl Load {
         for (number, asker) in askers.into_iter().enumerate() {
             let shared = Arc::clone(&load.shared);
             let rng = fastrand::Rng::with_seed(seed ^ (number as u64).wrapping_mul(0x9E37_79B9));
-            let work = move || Client { number, asker, shared, rng, home: 0 }.run();
+            let client = Client { number, asker, shared, rng, home: 0, due: None };
+            let work = move || client.run();
             load.threads.push(thread::Builder::new().name(format!("client {number}")).spawn(work)?);
         }
         Ok(load)
@@ -309,11 +319,21 @@ struct Client {
     shared: Arc<Shared>,
     rng: fastrand::Rng,
     home: u64,
+    /// When the next request was to be asked, if it is not asked at will.
+    due: Option<Instant>,
 }
 
 impl Client {
     fn run(mut self) {
+        let mut next = None;
         while self.shared.gate.pass() {
+            if let Pace::Every(gap) = self.shared.pace {
+                // Clients are out of step from the first.
+                let at = next.unwrap_or_else(|| Instant::now() + gap.mul_f64(self.rng.f64()));
+                thread::sleep(at.saturating_duration_since(Instant::now()));
+                next = Some(at + gap);
+                self.due = Some(at);
+            }
             let homing = self.shared.homing.load(Relaxed);
             if std::mem::replace(&mut self.home, homing) != homing {
                 self.asker.go_home();
@@ -322,8 +342,10 @@ impl Client {
                 0..3 => self.count_own(),
                 _ => self.use_shared(),
             }
-            if !self.shared.think.is_zero() {
-                thread::sleep(self.shared.think);
+            if let Pace::Think(pause) = self.shared.pace
+                && !pause.is_zero()
+            {
+                thread::sleep(pause);
             }
         }
     }
@@ -416,7 +438,7 @@ impl Client {
     }
 
     fn ask(&mut self, key: &str, operation: &Operation) -> Told {
-        let begun = Instant::now();
+        let begun = self.due.take().unwrap_or_else(Instant::now);
         let told = self.asker.ask(key, operation);
         let of = &self.shared.clients[self.number];
         match &told {

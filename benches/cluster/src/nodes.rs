@@ -79,6 +79,10 @@ pub(crate) struct Picture {
     pub(crate) filling: f64,
     /// Copies in sync on the node itself.
     pub(crate) held: f64,
+    /// Partitions that are yet to move, or are moving.
+    pub(crate) misplaced: f64,
+    /// Version of the table.
+    pub(crate) epoch: f64,
 }
 
 impl Nodes {
@@ -205,6 +209,8 @@ impl Nodes {
             headless: of("kiln_cluster_partitions_headless")?,
             filling: of("kiln_cluster_copies_filling")?,
             held: of("kiln_cluster_partitions_held")?,
+            misplaced: of("kiln_cluster_partitions_misplaced")?,
+            epoch: of("kiln_cluster_epoch")?,
         })
     }
 
@@ -215,6 +221,24 @@ impl Nodes {
         nodes: usize,
         most: Duration,
     ) -> Result<Duration, TrialError> {
+        self.until(nodes, most, |_| true)
+    }
+
+    /// The same, and nothing is to be moved any more.
+    pub(crate) fn until_placed(
+        &mut self,
+        nodes: usize,
+        most: Duration,
+    ) -> Result<Duration, TrialError> {
+        self.until(nodes, most, |seen| seen.iter().flatten().all(|seen| seen.misplaced == 0.0))
+    }
+
+    fn until(
+        &mut self,
+        nodes: usize,
+        most: Duration,
+        besides: impl Fn(&[Option<Picture>]) -> bool,
+    ) -> Result<Duration, TrialError> {
         let begun = Instant::now();
         loop {
             self.check_all_run()?;
@@ -222,7 +246,7 @@ impl Nodes {
                 (0..self.count()).filter(|at| self.nodes[*at].child.is_some()).collect();
             let seen: Vec<Option<Picture>> =
                 running.iter().map(|at| self.picture(*at).ok()).collect();
-            if is_whole(&seen, nodes) {
+            if is_whole(&seen, nodes) && besides(&seen) {
                 return Ok(begun.elapsed());
             }
             if begun.elapsed() >= most {
@@ -334,7 +358,7 @@ fn is_whole(seen: &[Option<Picture>], nodes: usize) -> bool {
     let held: f64 = seen.iter().flatten().map(|picture| picture.held).sum();
     let fair = held / nodes.max(1) as f64;
     seen.iter().all(|seen| {
-        seen.is_some_and(|Picture { ready, short, headless, filling, held }| {
+        seen.is_some_and(|Picture { ready, short, headless, filling, held, .. }| {
             ready == nodes as f64
                 && (short, headless, filling) == (0.0, 0.0, 0.0)
                 && held > 0.0
@@ -423,8 +447,16 @@ mod tests {
 
     #[test]
     fn a_node_without_its_share_makes_no_whole_cluster() {
-        let picture =
-            |held| Some(Picture { ready: 3.0, short: 0.0, headless: 0.0, filling: 0.0, held });
+        let whole = Picture {
+            ready: 3.0,
+            short: 0.0,
+            headless: 0.0,
+            filling: 0.0,
+            held: 0.0,
+            misplaced: 0.0,
+            epoch: 9.0,
+        };
+        let picture = |held| Some(Picture { held, ..whole });
         assert!(is_whole(&[picture(680.0), picture(683.0), picture(685.0)], 3));
         assert!(!is_whole(&[picture(1024.0), picture(1024.0), picture(0.0)], 3));
         assert!(!is_whole(&[picture(680.0), None, picture(685.0)], 3));

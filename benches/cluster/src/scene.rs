@@ -9,7 +9,7 @@ use crate::{
     ask::{Asker, Doors, Memcached, Patience},
     audit::{Audit, Auditor},
     history::History,
-    load::Load,
+    load::{Load, Pace},
     nodes::{Nodes, metric},
 };
 
@@ -29,7 +29,7 @@ impl Scene {
     pub(crate) fn start(
         nodes: Nodes,
         clients: usize,
-        think: Duration,
+        pace: Pace,
         seed: u64,
     ) -> Result<Self, TrialError> {
         let doors = Arc::new(Doors::default());
@@ -49,7 +49,7 @@ impl Scene {
         let askers = (0..clients).map(asker).collect::<Result<_, _>>()?;
         // One connection to each of three nodes and a native client.
         let auditors = [0, 2, 4, 1].into_iter().map(asker).collect::<Result<_, _>>()?;
-        let load = Load::start(askers, History::new("k", SLOTS), think, seed)?;
+        let load = Load::start(askers, History::new("k", SLOTS), pace, seed)?;
         let auditor = Auditor::new(auditors, seed);
         Ok(Self { load, auditor, doors, patience, nodes })
     }

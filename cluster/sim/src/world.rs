@@ -11,7 +11,7 @@ use kiln_cluster::config::NodeConfig;
 use kiln_cluster::effect::ItemKey;
 use kiln_cluster::heartbeat::{LocalFacts, Readiness};
 use kiln_cluster::ids::{
-    ClusterId, Incarnation, Member, NodeId, Place as Partition, Token, Version,
+    ClusterId, Incarnation, Member, NodeId, PartitionId, Place as Partition, Token, Version,
 };
 use kiln_cluster::message::{Body, Message};
 use kiln_cluster::node::{Action, Event as NodeEvent, Node, Reply, Report};
@@ -401,7 +401,12 @@ impl<'p> World<'p> {
         self.stats.starts += 1;
         self.trace.say(self.now, || format!("n{id} starts as {member}"));
         self.queue.push(self.now + self.births.below(5 * MS), Event::Join { node: id, life });
-        let facts = LocalFacts { readiness: Readiness::Ready, ..LocalFacts::default() };
+        // With clients known to be at work the controller goes about a rebalance in another way.
+        let group = self.plan.cache.group();
+        let hot = (Partition { group, partition: PartitionId(0) }, 1);
+        let is_busy = self.plan.clients.is_multiple_of(2);
+        let hottest = is_busy.then_some(hot).into_iter().collect();
+        let facts = LocalFacts { readiness: Readiness::Ready, hottest, ..LocalFacts::default() };
         self.drive(id, NodeEvent::Facts(facts));
     }
 

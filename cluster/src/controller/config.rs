@@ -11,6 +11,15 @@ pub struct ControllerConfig {
     /// How soon it looks again when the table has changed, so that a rebalance of many small
     /// partitions does not wait for ticks.
     pub tick_min_ms: u64,
+    /// Least time between two rounds of steps that nobody waits for, while clients keep the nodes
+    /// busy: copies and primaries that move, and surplus copies that are dropped. Every version of
+    /// the table costs every node and every client some work, so what can wait goes together. What
+    /// restores service or a lost copy does not wait.
+    pub round_every_ms: u64,
+    /// Copies a second that are begun only for the sake of balance, all together, while clients keep
+    /// the nodes busy: not those that are missing, nor those of a node that is leaving. Each costs
+    /// some messages and looks through a store, which requests wait behind.
+    pub balance_copies_per_s: u32,
     /// How long a proposal may take before it is made again. Must exceed what the group needs to
     /// commit.
     pub retry_ms: u64,
@@ -39,12 +48,14 @@ impl Default for ControllerConfig {
         Self {
             tick_ms: 50,
             tick_min_ms: 5,
+            round_every_ms: 200,
+            balance_copies_per_s: 50,
             retry_ms: 500,
             rebuild_grace_ms: 5_000,
             settle_ms: 500,
             learners_per_node: 4,
             learners_per_source: 4,
-            primary_moves_per_s: 100,
+            primary_moves_per_s: 50,
             learner_timeout_ms: 300_000,
         }
     }

@@ -2,7 +2,9 @@
 //!
 //! One command at a time for a partition: each rests on the version that the one before left. What
 //! restores service comes first and without limit; what rebuilds copies comes before what only
-//! improves balance, the coldest partitions before the hottest, and both within limits.
+//! improves balance, the coldest partitions before the hottest, and both within limits. While
+//! clients keep the nodes busy, what can wait is proposed in rounds, few steps at a time: each
+//! version of the table costs all nodes some work, and requests wait behind it.
 
 use std::collections::BTreeMap;
 
@@ -21,8 +23,32 @@ pub(super) struct Steps {
     learning: BTreeMap<(Place, Member), Mono>,
     /// Nodes that did not become a copy in time, and until when others are tried.
     avoided: BTreeMap<(Place, NodeId), Mono>,
-    /// When the next planned move of a primary may happen.
-    next_move: Mono,
+    /// Of planned moves of primaries.
+    moves: Pace,
+    /// Of copies for the sake of balance.
+    balance: Pace,
+    /// When what can wait is proposed again.
+    next_round: Mono,
+}
+
+/// So many a second and no more.
+#[derive(Clone, Debug, Default)]
+struct Pace {
+    next: Mono,
+}
+
+impl Pace {
+    /// Takes one of those that are allowed now. What was not used for longer than `burst_ms` is lost:
+    /// they come evenly, not all at once.
+    fn take(&mut self, per_s: u32, burst_ms: u64, now: Mono) -> bool {
+        if self.next > now || per_s == 0 {
+            return false;
+        }
+        let earliest = Mono(now.0.saturating_sub(burst_ms.saturating_mul(1_000_000)));
+        let between_ns = 1_000_000_000 / u64::from(per_s);
+        self.next = self.next.max(earliest).after_ns(between_ns.max(1));
+        true
+    }
 }
 
 /// What a partition needs.
@@ -30,11 +56,22 @@ enum Need {
     /// At once.
     Urgent(TopologyCommand),
     /// A copy that is missing, or one that takes the place of another.
-    Copy { member: Member, source: NodeId, is_missing: bool, version: u64 },
+    Copy { member: Member, source: NodeId, urgency: Urgency, version: u64 },
     /// A planned change of the primary.
     Move(TopologyCommand),
     /// Everything is there, and something too much.
     Drop(TopologyCommand),
+}
+
+/// Why there is to be a copy, the most urgent first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Urgency {
+    /// There are too few.
+    Missing,
+    /// Another one is to leave with its node.
+    Leaving,
+    /// It would be better placed there.
+    Balance,
 }
 
 impl Steps {
@@ -57,28 +94,47 @@ impl Steps {
         let heat = heat(view);
         let heat_of = |place: &Place| heat.get(place).copied().unwrap_or(0);
         let (mut copies, mut moves) = (Vec::new(), Vec::new());
+        let now = view.now.mono;
+        let is_busy = heat.values().any(|operations| *operations > 0);
+        let is_round = !is_busy || self.next_round <= now;
+        let round_ms = if is_busy { config.round_every_ms } else { 0 };
+        let burst_ms = config.tick_ms.max(round_ms);
+        let before = commands.len();
+        let mut hurried = 0;
         for (place, state) in view.topology.places() {
             if self.proposed.get(&place).is_some_and(|(version, _)| *version == state.version) {
                 continue;
             }
             match self.need(config, view, place, state) {
-                Some(Need::Urgent(command) | Need::Drop(command)) => {
+                Some(Need::Urgent(command)) => {
+                    hurried += 1;
                     self.propose(view, place, state.version, command, commands);
                 }
-                Some(Need::Copy { member, source, is_missing, version }) => {
-                    copies.push((!is_missing, heat_of(&place), place, member, source, version));
+                Some(Need::Copy { member, source, urgency, version })
+                    if is_round || urgency == Urgency::Missing =>
+                {
+                    copies.push((urgency, heat_of(&place), place, member, source, version));
                 }
-                Some(Need::Move(command)) => {
+                Some(Need::Drop(command)) if is_round => {
+                    self.propose(view, place, state.version, command, commands);
+                }
+                Some(Need::Move(command)) if is_round => {
                     moves.push((heat_of(&place), place, state.version, command));
                 }
-                None => {}
+                _ => {}
             }
         }
-        copies.sort_by_key(|(is_move, heat, place, ..)| (*is_move, *heat, *place));
-        for (_, _, place, member, source, version) in copies {
+        copies.sort_by_key(|(urgency, heat, place, ..)| (*urgency, *heat, *place));
+        for (urgency, _, place, member, source, version) in copies {
             let filled = filled.entry(member.node).or_insert(0);
             let feeding = feeding.entry(source).or_insert(0);
             if *filled < config.learners_per_node && *feeding < config.learners_per_source {
+                let is_paced = is_busy && urgency == Urgency::Balance;
+                if is_paced && !self.balance.take(config.balance_copies_per_s, burst_ms, now) {
+                    // All that follow are no more urgent.
+                    break;
+                }
+                hurried += usize::from(urgency == Urgency::Missing);
                 *filled += 1;
                 *feeding += 1;
                 let command = TopologyCommand::AddLearner { place, version, member };
@@ -87,10 +143,13 @@ impl Steps {
         }
         moves.sort_by_key(|(heat, place, ..)| (*heat, *place));
         for (_, place, version, command) in moves {
-            if !self.may_move(config, view) {
+            if !self.moves.take(config.primary_moves_per_s, burst_ms, now) {
                 break;
             }
             self.propose(view, place, version, command, commands);
+        }
+        if commands.len() - before > hurried {
+            self.next_round = now.after_ms(round_ms);
         }
     }
 
@@ -149,8 +208,17 @@ impl Steps {
             .find_map(|node| view.is_ready(*node));
         if let Some(member) = missing {
             let coming = state.in_sync.len() + state.learners.len();
-            let is_missing = coming < state.target.len();
-            return Some(Need::Copy { member, source: primary.node, is_missing, version });
+            let stays = |copy: &Member| {
+                state.target.contains(&copy.node) || view.is_ready(copy.node) == Some(*copy)
+            };
+            let urgency = if coming < state.target.len() {
+                Urgency::Missing
+            } else if state.in_sync.iter().all(stays) {
+                Urgency::Balance
+            } else {
+                Urgency::Leaving
+            };
+            return Some(Need::Copy { member, source: primary.node, urgency, version });
         }
         let in_sync = |node: &NodeId| state.in_sync.iter().find(|copy| copy.node == *node);
         let owners: Vec<Member> = state.target.iter().filter_map(in_sync).copied().collect();
@@ -199,20 +267,6 @@ impl Steps {
         }
         self.learning = learning;
     }
-
-    /// Takes one of the planned moves that are allowed now.
-    fn may_move(&mut self, config: &ControllerConfig, view: &View<'_>) -> bool {
-        let now = view.now.mono;
-        if self.next_move > now || config.primary_moves_per_s == 0 {
-            return false;
-        }
-        // What was not used in the last tick is lost: moves come evenly, not in a burst.
-        let tick_ns = config.tick_ms.saturating_mul(1_000_000);
-        let earliest = Mono(now.0.saturating_sub(tick_ns));
-        let between_ns = 1_000_000_000 / u64::from(config.primary_moves_per_s);
-        self.next_move = self.next_move.max(earliest).after_ns(between_ns.max(1));
-        true
-    }
 }
 
 /// Gives out a partition that nobody holds. A new one is empty everywhere, so all its owners begin
@@ -237,4 +291,25 @@ fn heat(view: &View<'_>) -> BTreeMap<Place, u32> {
         *known = (*known).max(*operations);
     }
     heat
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn taken(pace: &mut Pace, at_ms: u64) -> usize {
+        let now = Mono::default().after_ms(at_ms);
+        (0..1_000).filter(|_| pace.take(50, 200, now)).count()
+    }
+
+    #[test]
+    fn steps_come_at_their_rate_and_what_was_not_used_for_long_is_lost() {
+        let mut pace = Pace::default();
+        assert_eq!(taken(&mut pace, 10_000), 11);
+        assert_eq!(taken(&mut pace, 10_000), 0);
+        assert_eq!(taken(&mut pace, 10_100), 5);
+        assert_eq!(taken(&mut pace, 10_300), 10);
+        assert_eq!(taken(&mut pace, 60_000), 11, "not those of fifty seconds");
+        assert!(!Pace::default().take(0, 200, Mono::default().after_ms(1)));
+    }
 }

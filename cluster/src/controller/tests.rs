@@ -332,6 +332,53 @@ fn no_node_is_filled_with_more_than_the_limit_at_once() {
     assert_eq!(most, limit);
 }
 
+/// As if clients were at work.
+fn be_busy(world: &mut World) {
+    let place = Place { group: cache(2).group(), partition: PartitionId(0) };
+    world.hottest = vec![(place, 1)];
+}
+
+#[test]
+fn while_clients_are_at_work_a_rebalance_comes_in_rounds() {
+    let mut world = settled(3, 2);
+    be_busy(&mut world);
+    world.in_sync_min = 2;
+    world.join(4, 1);
+    let is_step = |command: &TopologyCommand| {
+        use TopologyCommand as C;
+        matches!(command, C::AddLearner { .. } | C::Shrink { .. } | C::ChangePrimary { .. })
+    };
+    let mut rounds = Vec::new();
+    while !(is_settled(&world.topology) && world.held(4) > 0) {
+        let before = world.committed.len();
+        world.step();
+        if world.committed[before..].iter().any(is_step) {
+            rounds.push(world.now_ms);
+        }
+        assert!(world.now_ms < 60_000);
+    }
+    let least = ControllerConfig::default().round_every_ms;
+    assert!(rounds.len() > 4, "{rounds:?}");
+    assert!(rounds.windows(2).all(|two| two[1] - two[0] >= least), "{rounds:?}");
+}
+
+#[test]
+fn a_lost_copy_does_not_wait_for_rounds() {
+    let rebuilt_after = |busy: bool| {
+        let mut world = settled(4, 2);
+        if busy {
+            be_busy(&mut world);
+        }
+        let dead = world.alive.remove(&3).expect("runs").0;
+        world.run_until(20_000, |topology| {
+            topology
+                .places()
+                .all(|(_, state)| state.in_sync.len() == 2 && !state.in_sync.contains(&dead))
+        })
+    };
+    assert_eq!(rebuilt_after(true), rebuilt_after(false));
+}
+
 #[test]
 fn the_hottest_partitions_are_moved_last() {
     let mut world = settled(3, 2);

@@ -233,6 +233,16 @@ pub struct TopologyView {
     pub caches: Vec<CacheView>,
 }
 
+/// Which topology it is: of a [`TopologyView`] what tells whether the rest is worth reading.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct TopologyStamp {
+    /// Rises with each change.
+    pub epoch: u64,
+    /// The cluster.
+    pub cluster_id: String,
+}
+
 /// A node as clients see it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]

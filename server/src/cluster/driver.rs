@@ -48,8 +48,9 @@ const RETRY_FIRST_MS: u64 = 2;
 /// The longest such wait: a failover takes longer than any move.
 const RETRY_MAX_MS: u64 = 25;
 
-/// How often clients that follow the table are told of changes: while a node joins, many come.
-const TELL_EVERY_MS: u64 = 50;
+/// How often clients that follow the table are told of changes: while a node joins, many come. A
+/// request that goes to a former owner meanwhile is passed on.
+const TELL_EVERY_MS: u64 = 250;
 
 /// How often a table with other nodes is looked at again, until streams have kept their state.
 const COMPANY_EVERY_MS: u64 = 10;

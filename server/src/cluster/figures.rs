@@ -2,7 +2,7 @@
 
 use kiln_cluster::{
     ids::{Mode, NodeId},
-    topology::{NodeState, Topology},
+    topology::{NodeState, PartitionState, Topology},
 };
 
 /// What the table says, counted.
@@ -18,6 +18,9 @@ pub(crate) struct Figures {
     pub(crate) headless: usize,
     /// Copies that are being filled.
     pub(crate) filling: usize,
+    /// Partitions whose copies are not, or not only, on the nodes that shall have them, or that
+    /// another of these shall lead.
+    pub(crate) misplaced: usize,
     /// Times that data of a partition were lost.
     pub(crate) losses: u64,
     /// Partitions that a node leads.
@@ -43,6 +46,7 @@ impl Figures {
             let headless = place.group.mode == Mode::Strong && state.primary.is_none();
             figures.headless += usize::from(headless);
             figures.filling += state.learners.len();
+            figures.misplaced += usize::from(!is_in_place(state));
             figures.losses += state.generation.0;
             let leads = state.primary.is_some_and(|primary| primary.node == me);
             figures.led += usize::from(leads);
@@ -64,11 +68,41 @@ impl Figures {
     }
 }
 
+/// Whether nothing is to be moved.
+fn is_in_place(state: &PartitionState) -> bool {
+    let Some(primary) = state.primary else { return false };
+    let holds = |node: &NodeId| state.in_sync.iter().any(|member| member.node == *node);
+    state.target.first() == Some(&primary.node)
+        && state.in_sync.len() == state.target.len()
+        && state.learners.is_empty()
+        && state.target.iter().all(holds)
+}
+
 #[cfg(test)]
 mod tests {
-    use kiln_cluster::ids::ClusterId;
+    use kiln_cluster::ids::{ClusterId, Incarnation, Member};
 
     use super::*;
+
+    #[test]
+    fn a_partition_is_in_place_when_those_hold_it_that_shall_and_the_first_of_them_leads_it() {
+        let member = |node| Member { node: NodeId(node), incarnation: Incarnation(1) };
+        let placed = PartitionState {
+            primary: Some(member(1)),
+            in_sync: vec![member(2), member(1)],
+            target: vec![NodeId(1), NodeId(2)],
+            ..PartitionState::default()
+        };
+        assert!(is_in_place(&placed));
+        let target = vec![NodeId(2), NodeId(1)];
+        assert!(!is_in_place(&PartitionState { target, ..placed.clone() }));
+        let target = vec![NodeId(1), NodeId(3)];
+        assert!(!is_in_place(&PartitionState { target, ..placed.clone() }));
+        let in_sync = vec![member(2), member(1), member(3)];
+        assert!(!is_in_place(&PartitionState { in_sync, ..placed.clone() }));
+        assert!(!is_in_place(&PartitionState { learners: vec![member(3)], ..placed.clone() }));
+        assert!(!is_in_place(&PartitionState { primary: None, ..placed }));
+    }
 
     #[test]
     fn a_node_that_is_not_in_the_table_is_in_trouble() {

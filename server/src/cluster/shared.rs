@@ -18,7 +18,7 @@ use arc_swap::{ArcSwap, Guard};
 use bytes::Bytes;
 use kiln_cluster::{
     effect::Operation,
-    ids::{ClusterId, Generation, Member, NodeId, Place},
+    ids::{ClusterId, Epoch, Generation, Member, NodeId, Place},
     node::Refusal,
     placement::keys_of_all,
     time::{Mono, Now},
@@ -72,6 +72,8 @@ pub(crate) struct Cluster {
     pub(super) topology: ArcSwap<Topology>,
     /// The same, for those who wait for a change.
     pub(super) followed: watch::Sender<Arc<Topology>>,
+    /// What clients that follow the table are told, and of which one: see [`told`](Self::told).
+    told: Mutex<Option<(Epoch, Arc<[u8]>)>>,
     pub(super) overview: ArcSwap<Overview>,
     /// Partitions that lost data: how often, and when this node learnt of the last time.
     pub(super) losses: ArcSwap<BTreeMap<Place, (Generation, u64)>>,
@@ -102,6 +104,7 @@ impl Cluster {
             ended_ms: AtomicU64::new(0),
             topology: ArcSwap::from_pointee(Topology::new(ClusterId(0), 1)),
             followed: watch::Sender::new(Arc::new(Topology::new(ClusterId(0), 1))),
+            told: Mutex::default(),
             overview: ArcSwap::from_pointee(Overview::default()),
             losses: ArcSwap::default(),
             events: Mutex::new(VecDeque::new()),
@@ -219,6 +222,19 @@ impl Cluster {
     /// What happened lately, newest last.
     pub(crate) fn events(&self) -> Vec<Event> {
         self.events.lock().iter().cloned().collect()
+    }
+
+    /// A table in the words of those who are told of it; `write` does that for the first of them.
+    pub(crate) fn told(&self, table: &Topology, write: impl FnOnce() -> Vec<u8>) -> Arc<[u8]> {
+        let mut told = self.told.lock();
+        if let Some((epoch, words)) = &*told
+            && *epoch == table.epoch
+        {
+            return Arc::clone(words);
+        }
+        let words: Arc<[u8]> = write().into();
+        *told = Some((table.epoch, Arc::clone(&words)));
+        words
     }
 
     /// Something that people should know.

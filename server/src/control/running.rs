@@ -46,6 +46,9 @@ const PROPOSALS_MAX: usize = 4_096;
 /// Commands that go into one entry of the log.
 const GATHERED_MAX: usize = 1_024;
 
+/// Least time between two entries of commands that can wait.
+const GATHER_FOR: Duration = Duration::from_millis(50);
+
 /// Commands under way that somebody waits for, and requests of other nodes other than Raft's own.
 const REQUESTS_MAX: usize = 128;
 
@@ -176,7 +179,17 @@ impl Running {
         mut proposed: mpsc::Receiver<TopologyCommand>,
     ) {
         let mut gathered = Vec::new();
+        let mut next = Instant::now();
         while proposed.recv_many(&mut gathered, GATHERED_MAX).await > 0 {
+            // A version of the table costs all nodes and clients, so what can wait goes together.
+            while gathered.iter().all(can_wait) && gathered.len() < GATHERED_MAX {
+                let room = GATHERED_MAX - gathered.len();
+                match timeout_at(next, proposed.recv_many(&mut gathered, room)).await {
+                    Ok(1..) => {}
+                    Ok(0) | Err(_) => break,
+                }
+            }
+            next = Instant::now() + GATHER_FOR;
             for batch in batches(gathered.drain(..)) {
                 let count = batch.len() as u64;
                 if !self.propose_batch(batch).await {
@@ -463,6 +476,12 @@ fn answered<A: Serialize, E: std::fmt::Display>(answer: Result<A, E>) -> Result<
             Err(Unanswered::Stopping)
         }
     }
+}
+
+/// Whether no client waits for a command: a copy that is filled or goes on being filled. What the
+/// controller decides comes in rounds of its own.
+fn can_wait(command: &TopologyCommand) -> bool {
+    matches!(command, TopologyCommand::Promote { .. })
 }
 
 /// Single commands, in order, in batches that the table takes.

@@ -191,6 +191,11 @@ fn about_cluster(families: &mut Families, node: &Node) {
             "Partitions that nobody orders writes for.",
             figures.headless as f64,
         ),
+        (
+            "kiln_cluster_partitions_misplaced",
+            "Partitions whose copies are yet to move, or are moving.",
+            figures.misplaced as f64,
+        ),
         ("kiln_cluster_copies_filling", "Copies being filled.", figures.filling as f64),
         ("kiln_cluster_partitions_led", "Partitions that this node leads.", figures.led as f64),
         ("kiln_cluster_partitions_held", "Copies in sync on this node.", figures.held as f64),

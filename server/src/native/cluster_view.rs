@@ -37,6 +37,7 @@ use crate::{
 
 pub(crate) use change::change;
 pub(super) use digests::step as digests;
+pub(super) use table::push;
 pub(crate) use table::topology;
 
 /// The id of a node that is its whole cluster.

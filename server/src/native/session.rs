@@ -271,7 +271,7 @@ impl Native {
                         respond::invalidate(replies, number, None);
                     }
                 }
-                Note::Topology => respond::topology(replies, &cluster_view::topology(context.node)),
+                Note::Topology => cluster_view::push(context.node, replies),
                 Note::Answers => {
                     if let Some(deferred) = &self.deferred {
                         deferred.take(replies);

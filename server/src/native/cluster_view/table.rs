@@ -1,13 +1,16 @@
 //! The table of owners, as clients route by it.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use kiln_cluster::{
     ids::GroupKey,
     placement::HASH_ID,
     topology::{PartitionState, ReadMode, Topology},
 };
-use kiln_protocol::native::admin::{CacheView, GroupView, NodeView, TopologyView};
+use kiln_protocol::native::{
+    admin::{CacheView, GroupView, NodeView, TopologyView},
+    respond,
+};
 
 use super::{LONE_NODE_ID, groups_in_use, known, lone_state, mode_name};
 use crate::node::Node;
@@ -23,6 +26,19 @@ pub(crate) fn topology(node: &Node) -> TopologyView {
         }
         None => of_lone(node),
     }
+}
+
+/// Tells a client that follows the table. It is written down once for all of them.
+pub(crate) fn push(node: &Node, out: &mut Vec<u8>) {
+    let Some(cluster) = node.cluster.get() else { return respond::topology(out, &of_lone(node)) };
+    let table = Arc::clone(&cluster.topology());
+    let frame = cluster.told(&table, || {
+        let mut frame = Vec::new();
+        let view = TopologyView { cluster_id: node.cluster_id(), ..of_table(&table) };
+        respond::topology(&mut frame, &view);
+        frame
+    });
+    out.extend_from_slice(&frame);
 }
 
 fn of_table(topology: &Topology) -> TopologyView {
