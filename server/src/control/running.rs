@@ -14,7 +14,7 @@ use std::{
 use bytes::Bytes;
 use kiln_cluster::{
     ids::{ClusterId, Epoch, Member, NodeId},
-    topology::{COMMANDS_PER_BATCH_MAX, TopologyCommand},
+    topology::{COMMANDS_PER_BATCH_MAX, Topology, TopologyCommand},
 };
 use openraft::{
     ServerState, SnapshotMeta,
@@ -46,9 +46,8 @@ const PROPOSALS_MAX: usize = 4_096;
 /// Commands that go into one entry of the log.
 const GATHERED_MAX: usize = 1_024;
 
-/// Least time between two entries of commands that can wait. Copies that were lost are filled some at a
-/// time, and the next wait for it: with 50 ms they were back after three seconds instead of one.
-const GATHER_FOR: Duration = Duration::from_millis(10);
+/// Least time between two entries of commands that can wait.
+const GATHER_FOR: Duration = Duration::from_millis(50);
 
 /// Commands under way that somebody waits for, and requests of other nodes other than Raft's own.
 const REQUESTS_MAX: usize = 128;
@@ -183,6 +182,8 @@ impl Running {
         let mut next = Instant::now();
         while proposed.recv_many(&mut gathered, GATHERED_MAX).await > 0 {
             // A version of the table costs all nodes and clients, so what can wait goes together.
+            let table = self.board.table();
+            let can_wait = |command: &TopologyCommand| can_wait(command, &table);
             while gathered.iter().all(can_wait) && gathered.len() < GATHERED_MAX {
                 let room = GATHERED_MAX - gathered.len();
                 match timeout_at(next, proposed.recv_many(&mut gathered, room)).await {
@@ -479,10 +480,12 @@ fn answered<A: Serialize, E: std::fmt::Display>(answer: Result<A, E>) -> Result<
     }
 }
 
-/// Whether no client waits for a command: a copy that is filled or goes on being filled. What the
+/// Whether nobody waits for a command: a partition that has all its copies gets another one, to move
+/// there. Of copies that were lost few are filled at a time, and the next wait for this one. What the
 /// controller decides comes in rounds of its own.
-fn can_wait(command: &TopologyCommand) -> bool {
-    matches!(command, TopologyCommand::Promote { .. })
+fn can_wait(command: &TopologyCommand, table: &Topology) -> bool {
+    let TopologyCommand::Promote { place, .. } = command else { return false };
+    table.partition(*place).is_some_and(|state| state.in_sync.len() >= state.target.len())
 }
 
 /// Single commands, in order, in batches that the table takes.
