@@ -133,7 +133,8 @@ def is_whole(node, count):
                           and figure("kiln_cluster_partitions_held") > 0
                           and not figure("kiln_cluster_partitions_short")
                           and not figure("kiln_cluster_partitions_headless")
-                          and not figure("kiln_cluster_copies_filling"))
+                          and not figure("kiln_cluster_copies_filling")
+                          and not figure("kiln_cluster_partitions_misplaced"))
 
 
 def until(what, holds):
