@@ -68,7 +68,7 @@ fuzz_target!(|data: &[u8]| {
     let start = begin(&mut sealed);
     sealed.extend_from_slice(rest);
     let label = Label { kind: FrameKind::Batch, detail: *kind, number: 7 };
-    if seal(&mut sealed, start, label, &mut Packer::new(usize::from(*flags))).is_ok()
+    if seal(&mut sealed, start, label, Some(&mut Packer::new(usize::from(*flags)))).is_ok()
         && rest.len() <= FRAMES.body_len_max
     {
         assert_eq!(frames(&[&sealed]), (vec![(label, rest.to_vec())], None));

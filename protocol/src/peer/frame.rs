@@ -100,12 +100,12 @@ pub fn begin(out: &mut Vec<u8>) -> usize {
 }
 
 /// Completes the frame begun at `start`, whose body is all behind its head, and compresses it where
-/// `packer` finds that worth it. A body that is too long is taken away again.
+/// `packer`, if there is one, finds that worth it. A body that is too long is taken away again.
 pub fn seal(
     out: &mut Vec<u8>,
     start: usize,
     label: Label,
-    packer: &mut Packer,
+    packer: Option<&mut Packer>,
 ) -> Result<(), FrameError> {
     let body = start + HEAD_LEN;
     let len = out.len() - body;
@@ -113,7 +113,7 @@ pub fn seal(
         out.truncate(start);
         return Err(FrameError::TooLarge { len, limit: BODY_LEN_MAX });
     }
-    let packed = packer.pack(out, body);
+    let packed = packer.is_some_and(|packer| packer.pack(out, body));
     // Not above BODY_LEN_MAX, so it fits.
     let len = (out.len() - body) as u32;
     let flags = if packed { FLAG_LZ4 } else { 0 };

@@ -14,7 +14,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use kiln_cluster::ids::{ClusterId, Member, NodeId};
 use kiln_protocol::peer::{
-    FrameKind, Label, PREFACE_LEN, Packer, VERSION, begin, preface, read_preface, seal,
+    FrameKind, Label, PREFACE_LEN, VERSION, begin, preface, read_preface, seal,
 };
 use serde::{Deserialize, Serialize};
 use tokio::{io::AsyncWriteExt, net::tcp::OwnedWriteHalf, time::timeout};
@@ -166,7 +166,7 @@ async fn say(
     let start = begin(&mut out);
     rmp_serde::encode::write(&mut out, body).map_err(|_| DialError::Malformed)?;
     let label = Label { kind, detail: 0, number: 0 };
-    seal(&mut out, start, label, &mut Packer::new(usize::MAX)).map_err(DialError::Damaged)?;
+    seal(&mut out, start, label, None).map_err(DialError::Damaged)?;
     writer.write_all(&out).await.map_err(|_| DialError::Closed)
 }
 

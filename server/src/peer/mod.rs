@@ -71,6 +71,9 @@ pub(crate) mod kind {
     /// Calls that are answered while one of the two ends belongs to no cluster yet. All others ask
     /// for the same cluster at both ends.
     pub(crate) const JOINING: RangeInclusive<u8> = 0x00..=0x3f;
+
+    /// Calls whose bodies are small for what they hold, and go as they are.
+    pub(crate) const DENSE: RangeInclusive<u8> = 0x50..=0x50;
 }
 
 /// Calls under way to addresses whose node is not known.

@@ -9,15 +9,24 @@
 //! bounded for messages and for calls each, by the limit and at most one frame more, so that the
 //! largest frame always fits an empty queue; after a failed append the box is as before.
 //!
+//! Transfers are compressed, and calls that are long. Requests and their effects are not: clients wait
+//! for them, and between nodes of one data centre bytes are cheaper than the time it takes.
+//!
 //! Cost: a message is encoded where it is written from. Buffers are used again.
 
 use std::{collections::VecDeque, io, io::IoSlice, time::Instant};
 
-use kiln_cluster::message::Message;
+use kiln_cluster::{
+    message::{Body, Message},
+    strong::StrongMessage,
+};
 use kiln_protocol::peer::{FrameError, FrameKind, HEAD_LEN, Label, Packer, begin, seal};
 use tokio::net::tcp::OwnedWriteHalf;
 
-use super::wire::{self, MessageHead};
+use super::{
+    kind,
+    wire::{self, MessageHead},
+};
 
 /// A batch of messages is closed when it is so long.
 const BATCH_LEN: usize = 256 << 10;
@@ -65,6 +74,8 @@ pub(super) struct Outbox {
     /// Since when the socket takes nothing, while something waits.
     stuck_since: Option<Instant>,
     spare: Vec<Vec<u8>>,
+    /// The open batch carries a part of a transfer.
+    bulk: bool,
     packer: Packer,
     frames: u64,
 }
@@ -89,6 +100,18 @@ impl From<FrameError> for Rejected {
     }
 }
 
+/// Whether a body is a part of a transfer, or may be.
+fn is_bulk(body: &Body) -> bool {
+    use StrongMessage as S;
+    match body {
+        Body::Strong(_, message) => {
+            matches!(message, S::Chunk { .. } | S::Start { .. } | S::Sealed { .. })
+        }
+        Body::Eventual(..) => true,
+        _ => false,
+    }
+}
+
 impl Outbox {
     pub(super) fn new(room: Room, compress_from: usize) -> Self {
         Self {
@@ -99,6 +122,7 @@ impl Outbox {
             waiting: [0; 2],
             stuck_since: None,
             spare: Vec::new(),
+            bulk: false,
             packer: Packer::new(compress_from),
             frames: 0,
         }
@@ -117,6 +141,7 @@ impl Outbox {
                 self.put_head(&head)?;
             }
             self.grow_open(|open| wire::put_body(open, body))?;
+            self.bulk |= is_bulk(body);
         }
         if self.open.len() >= BATCH_LEN {
             self.seal_batch()?;
@@ -154,7 +179,8 @@ impl Outbox {
         let mut bytes = std::mem::take(&mut self.open);
         self.waiting[Class::Messages as usize] -= bytes.len();
         let label = Label { kind: FrameKind::Batch, detail: 0, number: 0 };
-        seal(&mut bytes, 0, label, &mut self.packer)?;
+        let packer = std::mem::take(&mut self.bulk).then_some(&mut self.packer);
+        seal(&mut bytes, 0, label, packer)?;
         self.frames += 1;
         self.push(Buffer { class: Class::Messages, bytes });
         Ok(())
@@ -177,7 +203,8 @@ impl Outbox {
         for part in parts {
             bytes.extend_from_slice(part);
         }
-        let sealed = seal(&mut bytes, start, label, &mut self.packer);
+        let is_dense = label.kind == FrameKind::Call && kind::DENSE.contains(&label.detail);
+        let sealed = seal(&mut bytes, start, label, (!is_dense).then_some(&mut self.packer));
         if !bytes.is_empty() {
             self.push(Buffer { class: Class::Calls, bytes });
         }

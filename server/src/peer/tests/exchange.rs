@@ -45,6 +45,39 @@ async fn all_of_one_turn_is_one_frame_and_says_what_follows() {
 }
 
 #[tokio::test]
+async fn transfers_are_compressed_and_what_clients_wait_for_is_not() {
+    const LEN: usize = 100 << 10;
+    let (a, b) = TestNode::pair().await;
+    let chunk = |number, value: Bytes| {
+        let Body::Strong(place, StrongMessage::Append { entries, .. }) = append(number, value)
+        else {
+            unreachable!("an append")
+        };
+        let effects = entries.into_iter().filter_map(|entry| entry.effect.clone());
+        let items = effects.filter_map(|effect| match effect.change {
+            Change::Put(item) => Some((effect.key, item)),
+            _ => None,
+        });
+        let (term, transfer) = (Term(5), TransferId(3));
+        let (index, last, answers) = (number, None, Vec::new());
+        let items = items.collect();
+        Body::Strong(place, StrongMessage::Chunk { term, transfer, index, last, answers, items })
+    };
+    let text = Bytes::from("many words of a text ".repeat(LEN / 21));
+    let mut sent = Vec::new();
+    let mut bodies = Vec::new();
+    for body in [append(1, text.clone()), chunk(2, text)] {
+        let before = a.stats(b.member.node).bytes_out;
+        a.send(&b, vec![body.clone()]);
+        a.links.flush();
+        bodies.push(body);
+        b.receives(&bodies).await;
+        sent.push((a.stats(b.member.node).bytes_out - before) as usize);
+    }
+    assert!(sent[0] > LEN - 100 && sent[1] < LEN / 10, "{sent:?}");
+}
+
+#[tokio::test]
 async fn a_long_turn_is_cut_into_frames_of_about_256_kib() {
     let (a, b) = TestNode::pair().await;
     let before = a.stats(b.member.node).frames_out;

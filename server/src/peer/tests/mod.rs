@@ -19,7 +19,7 @@ use kiln_cluster::{
     effect::{Change, Effect, Item, ItemKey, Marks},
     ids::{
         CacheId, ClusterId, GroupKey, Incarnation, Member, Mode, NodeId, PartitionId, Place, Seq,
-        Term, Version,
+        Term, TransferId, Version,
     },
     log::Entry,
     message::{Body, Message},

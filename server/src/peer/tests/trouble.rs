@@ -301,7 +301,7 @@ async fn a_whole_frame_that_makes_no_sense_costs_the_connection() {
         let start = begin(&mut good);
         good.extend_from_slice(&[0, 0, 1]);
         let label = Label { kind, detail: 1, number: 1 };
-        seal(&mut good, start, label, &mut Packer::default()).unwrap();
+        seal(&mut good, start, label, Some(&mut Packer::default())).unwrap();
         dialled.writer.write_all(&good).await.unwrap();
         let read = tokio::time::timeout(PATIENCE, dialled.reader.fill()).await.unwrap();
         assert_eq!(read.unwrap_or(0), 0, "{kind:?}");
