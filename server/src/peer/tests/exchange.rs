@@ -100,13 +100,11 @@ async fn a_message_of_ten_mebibytes_arrives() {
 }
 
 #[tokio::test]
-async fn large_bodies_that_can_be_made_smaller_are() {
+async fn long_calls_that_can_be_made_smaller_are() {
     let (a, b) = TestNode::pair().await;
     let before = a.stats(b.member.node).bytes_out;
-    let bodies = [append(1, vec![b'x'; 200 << 10].into())];
-    a.send(&b, bodies.to_vec());
-    a.links.flush();
-    b.receives(&bodies).await;
+    let body = vec![b'x'; 200 << 10];
+    assert_eq!(a.call(&b, ECHO, &body).await.unwrap(), body);
     let bytes = a.stats(b.member.node).bytes_out - before;
     assert!(bytes < 10 << 10, "{bytes}");
 }
