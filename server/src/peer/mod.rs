@@ -72,8 +72,8 @@ pub(crate) mod kind {
     /// for the same cluster at both ends.
     pub(crate) const JOINING: RangeInclusive<u8> = 0x00..=0x3f;
 
-    /// Calls whose bodies are small for what they hold, and go as they are.
-    pub(crate) const DENSE: RangeInclusive<u8> = 0x50..=0x50;
+    /// Readings on their way to their owners: packed by whoever sends them, and not compressed here.
+    pub(crate) const READINGS: u8 = 0x50;
 }
 
 /// Calls under way to addresses whose node is not known.

@@ -203,8 +203,8 @@ impl Outbox {
         for part in parts {
             bytes.extend_from_slice(part);
         }
-        let is_dense = label.kind == FrameKind::Call && kind::DENSE.contains(&label.detail);
-        let sealed = seal(&mut bytes, start, label, (!is_dense).then_some(&mut self.packer));
+        let is_packed = label.kind == FrameKind::Call && label.detail == kind::READINGS;
+        let sealed = seal(&mut bytes, start, label, (!is_packed).then_some(&mut self.packer));
         if !bytes.is_empty() {
             self.push(Buffer { class: Class::Calls, bytes });
         }

@@ -26,11 +26,11 @@ use super::{
 };
 use crate::{
     node::Node,
-    peer::{Caller, Refused},
+    peer::{Caller, Refused, kind},
 };
 
 /// The kind of these calls between nodes.
-pub(crate) const CALL: u8 = 0x50;
+pub(crate) const CALL: u8 = kind::READINGS;
 /// How long an owner is waited for.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// How often a part is sent again because its owner was another, and the pause before.
