@@ -26,6 +26,7 @@ use kiln_cluster::time::{Mono, Now};
 use kiln_cluster::topology::{
     Acks, CacheSpec, Eviction, NodeProfile, OnLoss, ReadMode, Topology, TopologyCommand,
 };
+use kiln_protocol::peer::{Unreadable, Unwritable, read_record, write_record};
 use kiln_engine::{Entry, Store, StoreConfig, WriteOptions};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -53,9 +54,9 @@ enum BenchError {
     #[error("the table refused a command: {0}")]
     Table(#[from] kiln_cluster::topology::Rejected),
     #[error("a message cannot be encoded: {0}")]
-    Encode(#[from] rmp_serde::encode::Error),
+    Encode(#[from] Unwritable),
     #[error("a message cannot be decoded: {0}")]
-    Decode(#[from] rmp_serde::decode::Error),
+    Decode(#[from] Unreadable),
     #[error("a write was answered {0:?}")]
     Refused(Reply),
     #[error("{missing} writes were not answered")]
@@ -258,9 +259,9 @@ impl Pair {
             match action {
                 Action::Send { message, .. } => {
                     self.wire.clear();
-                    rmp_serde::encode::write(&mut self.wire, &message)?;
+                    write_record(&mut self.wire, &message)?;
                     self.bytes += self.wire.len() as u64;
-                    messages.push(rmp_serde::from_slice(&self.wire)?);
+                    messages.push(read_record(&self.wire)?);
                 }
                 Action::Reply { reply: Reply::Done(Outcome::Stored(_)), .. } => {
                     self.unanswered -= 1;

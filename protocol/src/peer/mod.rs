@@ -8,7 +8,7 @@
 //!   stream   preface (8 bytes, both ways), then frames
 //!   frame    length u32 | kind u8 | detail u8 | flags u8 | 0 | number u32 | head check u32 |
 //!            body check u64 | body                                          (all big-endian)
-//!   batch    a body of records: (length u32, bytes) and again
+//!   batch    a body of records: (length u32, bytes) and again; the bytes as in `record.rs`
 //! ```
 //!
 //! What always holds:
@@ -25,8 +25,10 @@ mod batch;
 mod frame;
 mod pack;
 mod preface;
+mod record;
 
 pub use batch::{Malformed, RECORD_HEAD_LEN, Records, begin_record, end_record};
 pub use frame::{BODY_LEN_MAX, Frame, FrameError, FrameKind, Frames, HEAD_LEN, Label, begin, seal};
 pub use pack::{INFLATED_LEN_MAX, Packer};
 pub use preface::{NotKiln, PREFACE_LEN, VERSION, preface, read_preface};
+pub use record::{Unreadable, Unwritable, read_record, write_record};

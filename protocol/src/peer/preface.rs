@@ -5,8 +5,8 @@
 /// Bytes of a preface.
 pub const PREFACE_LEN: usize = 8;
 
-/// The version of the frames and of what the server says in them.
-pub const VERSION: u16 = 1;
+/// The version of the frames and of what the server says in them. 2: records are no MessagePack.
+pub const VERSION: u16 = 2;
 
 /// Begins with a byte that no text protocol begins with.
 const MAGIC: [u8; 6] = *b"\x91kilnp";

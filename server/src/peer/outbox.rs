@@ -20,7 +20,7 @@ use kiln_cluster::{
     message::{Body, Message},
     strong::StrongMessage,
 };
-use kiln_protocol::peer::{FrameError, FrameKind, HEAD_LEN, Label, Packer, begin, seal};
+use kiln_protocol::peer::{FrameError, FrameKind, HEAD_LEN, Label, Packer, Unwritable, begin, seal};
 use tokio::net::tcp::OwnedWriteHalf;
 
 use super::{
@@ -161,7 +161,7 @@ impl Outbox {
 
     fn grow_open(
         &mut self,
-        put: impl FnOnce(&mut Vec<u8>) -> Result<(), rmp_serde::encode::Error>,
+        put: impl FnOnce(&mut Vec<u8>) -> Result<(), Unwritable>,
     ) -> Result<(), Rejected> {
         let before = self.open.len();
         if put(&mut self.open).is_err() {

@@ -9,7 +9,9 @@ use kiln_cluster::{
     ids::{ClusterId, Member},
     message::{Body, Message},
 };
-use kiln_protocol::peer::{Records, begin_record, end_record};
+use kiln_protocol::peer::{
+    Records, Unreadable, Unwritable, begin_record, end_record, read_record, write_record,
+};
 use serde::{Deserialize, Serialize};
 
 /// What stands at the head of a message.
@@ -33,7 +35,7 @@ pub(super) fn put_head(
     out: &mut Vec<u8>,
     head: &MessageHead,
     first: bool,
-) -> Result<(), rmp_serde::encode::Error> {
+) -> Result<(), Unwritable> {
     if !first {
         let separator = begin_record(out);
         end_record(out, separator);
@@ -42,13 +44,13 @@ pub(super) fn put_head(
 }
 
 /// Appends one thing that a message says.
-pub(super) fn put_body(out: &mut Vec<u8>, body: &Body) -> Result<(), rmp_serde::encode::Error> {
+pub(super) fn put_body(out: &mut Vec<u8>, body: &Body) -> Result<(), Unwritable> {
     put(out, body)
 }
 
-fn put(out: &mut Vec<u8>, record: &impl Serialize) -> Result<(), rmp_serde::encode::Error> {
+fn put(out: &mut Vec<u8>, record: &impl Serialize) -> Result<(), Unwritable> {
     let start = begin_record(out);
-    rmp_serde::encode::write(out, record)?;
+    write_record(out, record)?;
     end_record(out, start);
     Ok(())
 }
@@ -64,9 +66,9 @@ pub(super) fn read(batch: &[u8], mut each: impl FnMut(Message)) -> Result<(), Un
                     each(message);
                 }
             }
-            Some(message) => message.bodies.push(decode(record)?),
+            Some(message) => message.bodies.push(read_record(record)?),
             None => {
-                let MessageHead { cluster, from, to, clock_ms } = decode(record)?;
+                let MessageHead { cluster, from, to, clock_ms } = read_record(record)?;
                 current = Some(Message { cluster, from, to, clock_ms, bodies: Vec::new() });
             }
         }
@@ -76,12 +78,3 @@ pub(super) fn read(batch: &[u8], mut each: impl FnMut(Message)) -> Result<(), Un
     }
     Ok(())
 }
-
-fn decode<'a, T: Deserialize<'a>>(record: &'a [u8]) -> Result<T, Unreadable> {
-    rmp_serde::from_slice(record).map_err(|_| Unreadable)
-}
-
-/// Whole and undamaged, but not what a node of this version says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a message that cannot be read")]
-pub(super) struct Unreadable;

@@ -18,6 +18,8 @@ use kiln_cluster::topology::{
     Acks, CacheSpec, Eviction, NodeProfile, NodeState, OnLoss, ReadMode, Topology, TopologyCommand,
 };
 
+use kiln_protocol::peer::write_record;
+
 use crate::agreement::Agreement;
 use crate::clock::WALL_START_MS;
 use crate::profile::{CACHE, CACHE_NAME};
@@ -385,5 +387,6 @@ fn spec(copies: u8) -> CacheSpec {
 
 /// Bytes of a message on the wire.
 fn encoded_len(message: &Message) -> u64 {
-    rmp_serde::to_vec(message).map_or(0, |bytes| bytes.len() as u64)
+    let mut bytes = Vec::new();
+    write_record(&mut bytes, message).map_or(0, |()| bytes.len() as u64)
 }

@@ -3,6 +3,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use kiln_protocol::peer::read_record;
+
 use super::*;
 
 /// How long each measurement takes.
@@ -120,7 +122,7 @@ fn encoding_and_decoding_alone() {
         let encode = (cpu() - begin) / rounds;
         let begin = cpu();
         for _ in 0..rounds {
-            let body: Body = rmp_serde::from_slice(std::hint::black_box(&out[4..])).unwrap();
+            let body: Body = read_record(std::hint::black_box(&out[4..])).unwrap();
             std::hint::black_box(body);
         }
         let decode = (cpu() - begin) / rounds;
