@@ -23,8 +23,12 @@ pub struct StrongConfig {
     pub retain_bytes_max: usize,
     /// A copy of a cache that refuses when full asks for no more when less than this is free.
     pub room_reserve_bytes: usize,
-    /// How long a quiet primary waits before it tells what is confirmed, and what it evicted.
+    /// How long a quiet primary waits before it tells what it evicted, and what is confirmed if that
+    /// matters: if copies answer reads, are being filled, or hold more than `untold_bytes_max` for it.
+    /// Else they hear of it with the next write, or within a second with that of all partitions.
     pub tell_after_ms: u64,
+    /// Bytes that copies may hold and not apply for want of a word that they are confirmed.
+    pub untold_bytes_max: usize,
     /// Evictions that wait to be told; more are not told.
     pub evictions_max: usize,
     /// Items dropped in one turn when a partition is given up.
@@ -71,6 +75,7 @@ impl Default for StrongConfig {
             retain_bytes_max: 32 << 20,
             room_reserve_bytes: 64 << 10,
             tell_after_ms: 40,
+            untold_bytes_max: 4 << 10,
             evictions_max: 4_096,
             drop_items: 4_096,
             pending_reads_max: 16_384,

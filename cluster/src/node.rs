@@ -551,10 +551,14 @@ impl<S: Store> Node<S> {
         let mut due = Vec::new();
         while self.wakeups.first().is_some_and(|(at, _)| *at <= now.mono) {
             let Some((_, place)) = self.wakeups.pop_first() else { break };
-            if let Some(known) = self.replicas.known_mut(place) {
-                known.wake_at = None;
+            let Some(known) = self.replicas.known_mut(place) else { continue };
+            // What it was to be woken for has mostly been done meanwhile: then it is left alone.
+            known.wake_at = known.due.filter(|due| *due > now.mono);
+            match known.wake_at {
+                Some(later) => drop(self.wakeups.insert((later, place))),
+                None if known.due.is_some() => due.push(place),
+                None => {}
             }
-            due.push(place);
         }
         for place in due {
             self.run(now, place, actions, |replica, cx| replica.on_wakeup(cx));
@@ -640,6 +644,7 @@ impl<S: Store> Node<S> {
         base.staged += known.replica.staged_bytes();
         let soonest = now.mono.after_us(WAKEUP_GAP_US);
         let next = known.replica.next_wakeup().map(|at| gathered(now.mono, at.max(soonest)));
+        known.due = next;
         // Most events put off what is due. Noted anew only when it comes earlier, so that few do.
         if let Some(next) = next
             && known.wake_at.is_none_or(|at| next < at)

@@ -26,8 +26,8 @@ use kiln_cluster::time::{Mono, Now};
 use kiln_cluster::topology::{
     Acks, CacheSpec, Eviction, NodeProfile, OnLoss, ReadMode, Topology, TopologyCommand,
 };
-use kiln_protocol::peer::{Unreadable, Unwritable, read_record, write_record};
 use kiln_engine::{Entry, Store, StoreConfig, WriteOptions};
+use kiln_protocol::peer::{Unreadable, Unwritable, read_record, write_record};
 use rustix::time::{ClockId, clock_gettime};
 
 #[global_allocator]

@@ -17,8 +17,10 @@ use crate::time::Mono;
 pub(super) struct Known {
     place: Place,
     pub(super) replica: Replica,
-    /// When it is to be woken, as noted in the order of wakeups.
+    /// When it is to be woken, as noted in the order of wakeups: never later than `due`.
     pub(super) wake_at: Option<Mono>,
+    /// When it wants to be woken.
+    pub(super) due: Option<Mono>,
     pub(super) right: DirectRight,
 }
 
@@ -57,7 +59,8 @@ impl Places {
         }
         let new = || {
             let replica = Replica::new(place);
-            Box::new(Known { place, replica, wake_at: None, right: DirectRight::default() })
+            let right = DirectRight::default();
+            Box::new(Known { place, replica, wake_at: None, due: None, right })
         };
         Some(partitions.get_mut(number)?.get_or_insert_with(new))
     }

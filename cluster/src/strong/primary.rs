@@ -80,6 +80,8 @@ pub(super) struct Primary {
     pub(super) round_retry: Option<Mono>,
     /// When confirmed places and evictions are told to quiet copies.
     pub(super) tell_at: Option<Mono>,
+    /// Bytes of effects applied here since copies were last told what is confirmed.
+    pub(super) untold_bytes: usize,
     pub(super) evictions: Vec<(ItemKey, Version)>,
 }
 
@@ -98,6 +100,7 @@ impl Primary {
             judged_ms: 0,
             round_retry: None,
             tell_at: None,
+            untold_bytes: 0,
             evictions: Vec::new(),
         }
     }

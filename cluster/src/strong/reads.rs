@@ -33,6 +33,12 @@ impl Replica {
         mode == ReadMode::Any && whole && self.state.in_sync.contains(&cx.me)
     }
 
+    /// Whether any copy may answer reads of a cache of this partition's group.
+    pub(super) fn is_read_at_copies<S>(&self, cx: &Context<'_, S>) -> bool {
+        let mut caches = cx.topology.caches.values();
+        caches.any(|spec| spec.read == ReadMode::Any && spec.group() == self.place.group)
+    }
+
     /// A plain read at the serving primary.
     pub(super) fn read<S: Store>(
         &mut self,

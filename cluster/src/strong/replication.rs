@@ -341,6 +341,7 @@ impl Replica {
             let entries = self.log.batch(peer.sent.next(), config.append_bytes_max);
             peer.sent = Seq(peer.sent.0 + entries.len() as u64);
             peer.told = self.applied;
+            primary.untold_bytes = 0;
             peer.owe(cx.now.mono, config.resend_after_ms);
             let message = StrongMessage::Append {
                 term: self.term,
@@ -422,11 +423,13 @@ impl Replica {
             .unwrap_or(self.log.last())
             .min(self.log.last());
         let before = self.applied;
+        let mut bytes = 0;
         while self.applied < confirmed {
             let Some(entry) = self.log.get(self.applied.next()).cloned() else { break };
             if !self.apply(cx, &entry) {
                 break;
             }
+            bytes += entry.bytes();
         }
         if self.applied == before && barrier.is_none() {
             return;
@@ -438,9 +441,14 @@ impl Replica {
             let (place, term, seq) = (self.place, self.term, self.applied);
             cx.report(Report::Stable { place, term, seq });
             self.trim();
-            let at = cx.now.mono.after_ms(cx.config.strong.tell_after_ms);
+            let config = &cx.config.strong;
+            let is_read = self.is_read_at_copies(cx);
             if let Some(primary) = &mut self.primary {
-                primary.tell_by(at);
+                primary.untold_bytes = primary.untold_bytes.saturating_add(bytes);
+                let fills = primary.peers.values().any(|peer| !peer.is_filled());
+                if is_read || fills || primary.untold_bytes > config.untold_bytes_max {
+                    primary.tell_by(cx.now.mono.after_ms(config.tell_after_ms));
+                }
             }
             self.answer_blocked(cx);
         }
@@ -524,6 +532,7 @@ impl Replica {
             return;
         }
         primary.tell_at = None;
+        primary.untold_bytes = 0;
         let keys = std::mem::take(&mut primary.evictions);
         let (term, stable, version) = (self.term, self.applied, self.state.version);
         let mut told = Vec::new();

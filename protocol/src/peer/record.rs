@@ -87,8 +87,11 @@ mod tests {
     fn said() -> impl Strategy<Value = Said> {
         prop_oneof![
             Just(Said::Nothing),
-            any::<(u8, u64, Option<u32>)>()
-                .prop_map(|(small, large, perhaps)| Said::Numbers { small, large, perhaps }),
+            any::<(u8, u64, Option<u32>)>().prop_map(|(small, large, perhaps)| Said::Numbers {
+                small,
+                large,
+                perhaps
+            }),
             any::<Vec<String>>().prop_map(Said::Texts),
             any::<(i64, bool)>().prop_map(|(number, flag)| Said::Pair(number, flag)),
         ]

@@ -20,7 +20,9 @@ use kiln_cluster::{
     message::{Body, Message},
     strong::StrongMessage,
 };
-use kiln_protocol::peer::{FrameError, FrameKind, HEAD_LEN, Label, Packer, Unwritable, begin, seal};
+use kiln_protocol::peer::{
+    FrameError, FrameKind, HEAD_LEN, Label, Packer, Unwritable, begin, seal,
+};
 use tokio::net::tcp::OwnedWriteHalf;
 
 use super::{
