@@ -45,6 +45,10 @@ pub(crate) struct Options {
     /// Different keys.
     #[arg(long, default_value_t = 20_000, value_name = "N", value_parser = clap::value_parser!(u32).range(1_000..=10_000_000))]
     keys: u32,
+    /// Worker threads of each node, the lone one too. One is what Redis has, and as many processors
+    /// as each of two nodes has for itself where there are two.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    threads: u32,
     /// How many times a lone node's write a write to the node that leads the key may cost.
     #[arg(long, default_value_t = 3.0, value_name = "RATIO")]
     ratio_max: f64,
@@ -105,11 +109,12 @@ struct Figure {
 
 pub(crate) fn run(
     options: &Options,
-    launch: Launch,
+    mut launch: Launch,
     seed: u64,
     bar: &ProgressBar,
     cancel: &AtomicBool,
 ) -> Result<Outcome, TrialError> {
+    launch.flags.extend(["--threads".to_owned(), options.threads.to_string()]);
     let directory = launch.directory.clone();
     let lone = Launch { directory: directory.join("lone"), ..launch.clone() };
     let mut lone = Nodes::start(lone, 1)?;
