@@ -15,7 +15,6 @@ use std::{
         Arc,
         atomic::Ordering::{Relaxed, Release},
     },
-    task::Waker,
     time::Duration,
 };
 
@@ -31,6 +30,7 @@ use slab::Slab;
 use super::{
     catalog::{Catalog, StoreHandle},
     facts::Facts,
+    near::Sleeper,
     shared::Cluster,
     turns::Turns,
     watcher::Watcher,
@@ -97,7 +97,7 @@ pub(super) struct Turn {
     retries: BinaryHeap<Reverse<(Mono, usize)>>,
     events: Vec<Event>,
     actions: Vec<Action>,
-    wakers: Vec<Waker>,
+    sleepers: Vec<Sleeper>,
     look_at: Mono,
     /// When clients were told of the table last, and when they are to be told again.
     told_at: Mono,
@@ -164,7 +164,7 @@ impl Driver {
         }
         self.turn.actions = actions;
         self.links.flush();
-        self.turn.wakers.drain(..).for_each(Waker::wake);
+        self.turn.sleepers.drain(..).for_each(Sleeper::wake);
         let took = self.cluster.mono().since_ns(now.mono);
         self.cluster.turn_times.count(Duration::from_nanos(took), 1);
     }
@@ -198,7 +198,7 @@ impl Driver {
         for (slot, Asked { mut request, mode, within_ms }) in asked.into_iter().enumerate() {
             if self.turn.waiting.len() >= WAITING_MAX {
                 let busy = Reply::NotApplied(Refusal::Busy);
-                self.turn.wakers.extend(wave.answer(slot, busy));
+                self.turn.sleepers.extend(wave.answer(slot, busy));
                 continue;
             }
             // Eventual requests are not repeated by name: a second owner would not know the name.
@@ -249,7 +249,7 @@ impl Driver {
             return self.turn.retries.push(Reverse((again, key)));
         }
         let waiting = self.turn.waiting.remove(key);
-        self.turn.wakers.extend(waiting.wave.answer(waiting.slot, reply));
+        self.turn.sleepers.extend(waiting.wave.answer(waiting.slot, reply));
     }
 
     fn report(&mut self, report: Report) {

@@ -26,6 +26,7 @@ mod driver;
 mod facts;
 mod figures;
 mod gate;
+mod near;
 mod rights;
 mod shared;
 mod start;

@@ -7,7 +7,7 @@
 //! whoever ran a turn looks once more after it let the driver go, so that nothing that was put in
 //! meanwhile is left lying; only the cluster thread ever waits for the driver.
 
-use std::{cell::RefCell, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use kiln_cluster::{message::Message, node::Refusal, topology::Topology};
 use parking_lot::Mutex;
@@ -16,7 +16,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{driver::Driver, wave::Submission};
+use super::{driver::Driver, near::Near, wave::Submission};
 
 /// Waves that wait for a turn. More are refused as busy.
 const SUBMISSIONS_MAX: usize = 4_096;
@@ -26,11 +26,6 @@ const SUBMISSIONS_PER_TURN: usize = 256;
 
 /// Turns that a worker runs in a row before it leaves them to the cluster thread.
 const TURNS_MAX: usize = 4;
-
-thread_local! {
-    /// Wakes the task of this thread that runs turns.
-    static NEAR: RefCell<Option<Arc<Notify>>> = const { RefCell::new(None) };
-}
 
 /// The driver, and what waits for it.
 #[derive(Default)]
@@ -96,7 +91,9 @@ impl Turns {
 
     /// Has this thread look, if it runs turns; else the cluster thread.
     fn wake_near(&self) {
-        NEAR.with_borrow(|near| near.as_deref().unwrap_or(&self.arrived).notify_one());
+        if !Near::wake_this() {
+            self.arrived.notify_one();
+        }
     }
 
     /// What the turn that begins takes: waves up to a limit, and all messages.
@@ -117,12 +114,14 @@ impl Turns {
     /// Runs the turns for requests of this thread, one current-thread runtime, for as long as it is
     /// polled. After that the cluster thread does.
     pub(super) async fn attend(self: Arc<Self>) {
-        let near = Arc::new(Notify::new());
-        NEAR.set(Some(Arc::clone(&near)));
         let _gone = Gone(Arc::clone(&self));
+        let here = Near::here();
         loop {
-            near.notified().await;
-            self.run_here();
+            here.called().await;
+            // Often it was called for answers only.
+            if !self.is_empty() {
+                self.run_here();
+            }
         }
     }
 
@@ -201,8 +200,6 @@ struct Gone(Arc<Turns>);
 
 impl Drop for Gone {
     fn drop(&mut self) {
-        // Not while a thread ends, when there is nothing left to be set.
-        let _ = NEAR.try_with(|near| near.take());
         self.0.wake();
     }
 }

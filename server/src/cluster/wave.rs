@@ -13,7 +13,7 @@ use std::{
             Ordering::{Acquire, Release},
         },
     },
-    task::{self, Poll, Waker},
+    task::{self, Poll},
 };
 
 use bytes::Bytes;
@@ -24,6 +24,7 @@ use kiln_cluster::{
 };
 use parking_lot::Mutex;
 
+use super::near::Sleeper;
 use crate::caches::ClusterCache;
 
 /// Answers that a connection waits for.
@@ -37,7 +38,7 @@ pub(crate) struct Wave {
 struct Inside {
     answers: Vec<Option<Reply>>,
     left: usize,
-    waker: Option<Waker>,
+    sleeper: Option<Sleeper>,
 }
 
 /// A request on its way to the driver.
@@ -79,13 +80,13 @@ pub(crate) struct Submission {
 impl Wave {
     /// A wave of so many requests.
     pub(crate) fn new(len: usize) -> Arc<Self> {
-        let inside = Inside { answers: vec![None; len], left: len, waker: None };
+        let inside = Inside { answers: vec![None; len], left: len, sleeper: None };
         Arc::new(Self { done: AtomicBool::new(len == 0), inside: Mutex::new(inside) })
     }
 
     /// The answer to one of its requests. When it is the last one, returns whom to wake; the
     /// driver does that at the end of its turn.
-    pub(crate) fn answer(&self, slot: usize, reply: Reply) -> Option<Waker> {
+    pub(crate) fn answer(&self, slot: usize, reply: Reply) -> Option<Sleeper> {
         let mut inside = self.inside.lock();
         let place = inside.answers.get_mut(slot).filter(|place| place.is_none())?;
         *place = Some(reply);
@@ -94,15 +95,15 @@ impl Wave {
             return None;
         }
         self.done.store(true, Release);
-        inside.waker.take()
+        inside.sleeper.take()
     }
 
     /// Nobody will look at these requests.
     pub(crate) fn refuse_all(&self, refusal: Refusal) {
         let len = self.inside.lock().answers.len();
         for slot in 0..len {
-            if let Some(waker) = self.answer(slot, Reply::NotApplied(refusal)) {
-                waker.wake();
+            if let Some(sleeper) = self.answer(slot, Reply::NotApplied(refusal)) {
+                sleeper.wake();
             }
         }
     }
@@ -121,7 +122,7 @@ impl Wave {
         if inside.left == 0 {
             return Poll::Ready(());
         }
-        inside.waker = Some(task.waker().clone());
+        inside.sleeper = Some(Sleeper::of(task));
         Poll::Pending
     }
 
@@ -134,6 +135,8 @@ impl Wave {
 
 #[cfg(test)]
 mod tests {
+    use std::task::Waker;
+
     use kiln_cluster::effect::Outcome;
 
     use super::*;
