@@ -1,5 +1,11 @@
 //! What a link does while all is well.
 
+use kiln_cluster::{
+    effect::{Operation, Ttl},
+    ids::{ClientId, Generation, RequestId},
+    node::{Refusal, Reply, Request},
+};
+
 use super::{
     super::{CallError, Refused, outbox::*, wire},
     *,
@@ -193,6 +199,50 @@ fn a_write_of_one_kibibyte_is_little_more_on_the_wire() {
     let mut out = Vec::new();
     wire::put_body(&mut out, &append(1, noise(1_024))).unwrap();
     assert!(out.len() < 1_024 + 128, "{}", out.len());
+}
+
+#[test]
+fn what_a_message_says_is_read_back_and_any_damage_is_read_as_something_else_or_refused() {
+    let key = ItemKey { cache: CacheId(1), key: noise(30) };
+    let id = Some(RequestId { client: ClientId(u64::MAX), counter: 1 });
+    let operation = Operation::Look {
+        touch: Some(Ttl::Never),
+        vivify: None,
+        recache_below_ms: Some(5_000),
+        no_bump: false,
+        may_refill: true,
+    };
+    let request = Request { id, key, operation, seen: Generation(3) };
+    let bodies = vec![
+        append(7, noise(40)),
+        Body::Ask { ask: 300, request },
+        Body::Answer { ask: 1, reply: Reply::NotApplied(Refusal::NotPrimary(Some(NodeId(2)))) },
+        small(9),
+    ];
+    let message = Message {
+        cluster: CLUSTER,
+        from: member(1, 11),
+        to: member(2, 22),
+        clock_ms: 1_700_000_000_000,
+        bodies,
+    };
+    let mut out = Vec::new();
+    wire::put_head(&mut out, &wire::MessageHead::of(&message), true).unwrap();
+    message.bodies.iter().for_each(|body| wire::put_body(&mut out, body).unwrap());
+    let read = |bytes: &[u8]| {
+        let mut messages = Vec::new();
+        wire::read(bytes, |message| messages.push(message)).map(|()| messages)
+    };
+    assert_eq!(read(&out), Ok(vec![message]));
+    // Frames have checksums; this is what a mistaken or hostile node could say.
+    for at in 0..out.len() {
+        for other in [0, 1, 0x7f, 0x80, 0xff, out[at] ^ 1] {
+            let mut damaged = out.clone();
+            damaged[at] = other;
+            let _ = read(&damaged);
+        }
+        let _ = read(&out[..at]);
+    }
 }
 
 #[test]
