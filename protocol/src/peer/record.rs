@@ -8,7 +8,8 @@
 //! What always holds: any bytes are read as a value or refused; memory grows with the bytes that are
 //! there, not with what they claim.
 //!
-//! Cost: a tenth of MessagePack's, which asks of each value what it is.
+//! Cost: for a replicated write less than half of the instructions that MessagePack takes, which asks of
+//! each value what it is, and two thirds of the bytes.
 
 use postcard::ser_flavors::Flavor;
 use serde::{Deserialize, Serialize};
