@@ -30,6 +30,24 @@ fn a_write_is_invisible_until_every_copy_that_counts_confirmed_it() {
 }
 
 #[test]
+fn a_copy_hears_within_a_second_that_a_write_is_confirmed_and_soon_if_it_is_read_or_holds_much() {
+    let long = "v".repeat(8 << 10);
+    let confirm = spec();
+    let any = CacheSpec { read: ReadMode::Any, ..spec() };
+    for (spec, value, soon) in [(&confirm, "v", false), (&any, "v", true), (&confirm, &long, true)]
+    {
+        let mut world = World::new(2, spec.clone());
+        world.assign(&[1, 2]);
+        world.done(1, "k", set(value));
+        world.run_ms(60);
+        let has_heard = |world: &World| world.view(2).stable == world.view(2).last;
+        assert_eq!(has_heard(&world), soon, "{:?}, {} bytes", spec.read, value.len());
+        world.run_ms(1_100);
+        assert!(has_heard(&world), "{:?}, {} bytes", spec.read, value.len());
+    }
+}
+
+#[test]
 fn a_silent_copy_is_waited_for_until_its_removal_is_committed() {
     let mut world = World::new(2, spec());
     world.assign(&[1, 2]);
