@@ -28,13 +28,14 @@
 use std::sync::atomic::AtomicUsize;
 
 use crate::directory::Directory;
+use crate::extent::Extent;
 use crate::heap::{BUCKET_LEN, NIL, Slot};
 use crate::item::{Items, Plain};
 use crate::racy::{RacyBytes, RacySpan};
 use crate::region::{PAGE_LEN, PageId};
 
 const WAYS: usize = 12;
-const BUCKETS_PER_PAGE: usize = PAGE_LEN / BUCKET_LEN;
+pub(crate) const BUCKETS_PER_PAGE: usize = PAGE_LEN / BUCKET_LEN;
 const LEVEL_MIN: u32 = BUCKETS_PER_PAGE.trailing_zeros();
 /// A bucket is split when there are more items than this a bucket on average …
 const LOAD_MAX: usize = 8;
@@ -83,44 +84,6 @@ impl Residue {
     }
 }
 
-/// How many buckets there are, and the hash bits that number them in the round of splits under way.
-/// Addresses are of 32 bits, so there are fewer buckets than that.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Extent {
-    buckets: u32,
-    mask: u32,
-}
-
-impl Extent {
-    /// Of an index without buckets. Any hash has number 0.
-    pub(crate) const CLOSED: Self = Self { buckets: 0, mask: 0 };
-
-    #[inline(always)]
-    pub(crate) fn packed(self) -> u64 {
-        u64::from(self.buckets) << 32 | u64::from(self.mask)
-    }
-
-    #[inline(always)]
-    pub(crate) fn unpacked(packed: u64) -> Self {
-        Self { buckets: (packed >> 32) as u32, mask: packed as u32 }
-    }
-
-    /// The bucket of a hash: by all bits of the round if there is such a bucket yet, else by one
-    /// fewer. No branch, which would be taken as often as not.
-    #[inline(always)]
-    pub(crate) fn number(self, hash: u64) -> usize {
-        let wide = (hash >> 16) as u32 & self.mask;
-        let narrow = wide & (self.mask >> 1);
-        (if wide < self.buckets { wide } else { narrow }) as usize
-    }
-}
-
-/// Offset of a bucket in the region, given where the page of each run of buckets begins.
-#[inline(always)]
-pub(crate) fn bucket_at(bucket: usize, page_at: impl FnOnce(usize) -> usize) -> usize {
-    page_at(bucket / BUCKETS_PER_PAGE) + bucket % BUCKETS_PER_PAGE * BUCKET_LEN
-}
-
 /// Where in a bucket are the tags, the overflow slot and the item slots.
 const OVERFLOW_AT: usize = WAYS;
 const ENTRIES_AT: usize = 16;
@@ -147,7 +110,7 @@ impl RacyBucket {
     /// Bit i is set where the tag of entry i is that of the hash.
     #[inline(always)]
     pub(crate) fn matching(&self, hash: u64) -> u32 {
-        matching(&self.first, tag(hash))
+        matching_hash(&self.first, hash)
     }
 
     #[inline(always)]
@@ -245,7 +208,7 @@ impl Index {
 
     #[inline]
     fn extent(&self) -> Extent {
-        Extent { buckets: self.buckets() as u32, mask: ((2_u64 << self.level) - 1) as u32 }
+        Extent::new(self.level, self.split)
     }
 
     #[inline]
@@ -255,7 +218,8 @@ impl Index {
 
     #[inline]
     fn at(&self, bucket: usize) -> usize {
-        bucket_at(bucket, |number| self.pages.get(number) as usize * PAGE_LEN)
+        let page = self.pages.get(bucket / BUCKETS_PER_PAGE);
+        page as usize * PAGE_LEN + bucket % BUCKETS_PER_PAGE * BUCKET_LEN
     }
 
     /// The item with this key as most reads want it: bucket and head are read once each.
@@ -639,6 +603,31 @@ fn matching(bucket: &[u8], tag: u8) -> u32 {
     }
 }
 
+/// The same with the tag of a hash, which needs not leave the vector registers.
+#[inline(always)]
+fn matching_hash(bucket: &[u8; 16], hash: u64) -> u32 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{
+            _mm_cmpeq_epi8, _mm_cvtsi32_si128, _mm_loadu_si128, _mm_max_epu8, _mm_movemask_epi8,
+            _mm_set1_epi8, _mm_shuffle_epi32, _mm_shufflelo_epi16, _mm_unpacklo_epi8,
+        };
+        // SAFETY: SSE2 is part of x86_64, and 16 bytes are there to load.
+        let equal = unsafe {
+            let tags = _mm_loadu_si128(bucket.as_ptr().cast());
+            let tag = _mm_cvtsi32_si128(((hash >> TAG_SHIFT) as u32).cast_signed());
+            let pair = _mm_unpacklo_epi8(tag, tag);
+            let wanted = _mm_shuffle_epi32::<0>(_mm_shufflelo_epi16::<0>(pair));
+            _mm_movemask_epi8(_mm_cmpeq_epi8(tags, _mm_max_epu8(wanted, _mm_set1_epi8(1))))
+        };
+        equal.cast_unsigned() & ((1 << WAYS) - 1)
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        matching(bucket, tag(hash))
+    }
+}
+
 /// Asks for a cache line that is about to be read. Any address is allowed.
 #[inline(always)]
 fn prefetch(pointer: *const u8) {
@@ -767,6 +756,18 @@ fn append(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_tag_of_a_hash_matches_where_that_tag_is() {
+        let mut bucket = [0_u8; 16];
+        for hash in (0..1_u64 << 14).map(|n| n.wrapping_mul(0x9E37_79B9_7F4A_7C15) | n << 4) {
+            for (way, tag) in bucket.iter_mut().enumerate() {
+                *tag = ((hash >> 4) as u8).wrapping_add((way % 3) as u8);
+            }
+            assert_eq!(matching_hash(&bucket, hash), matching(&bucket, tag(hash)), "{hash:x}");
+            assert_ne!(matching_hash(&bucket, hash), (1 << WAYS) - 1);
+        }
+    }
 
     #[test]
     fn tags_looked_at_together_match_as_one_by_one() {

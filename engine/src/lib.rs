@@ -28,7 +28,9 @@
 
 mod ahead;
 mod directory;
+mod extent;
 mod flush;
+mod hash;
 mod heap;
 mod index;
 mod item;

@@ -72,6 +72,12 @@ pub(crate) struct RacySpan {
 }
 
 impl RacySpan {
+    /// See [`in_one_register`].
+    #[inline(always)]
+    pub(crate) fn in_one_register(self) -> Self {
+        Self { pointer: in_one_register(self.pointer) }
+    }
+
     #[inline(always)]
     fn load<T: Copy>(&self, at: usize) -> T {
         debug_assert!(at + size_of::<T>() <= SPAN_LEN);
@@ -190,34 +196,145 @@ impl RacySpan {
         let from = Self { pointer: self.pointer.wrapping_add(at) };
         let to = Target { pointer: target.as_mut_ptr() };
         // From both ends, in pieces that meet in the middle or overlap there: no loop for a small
-        // value, and no branch for its last bytes.
+        // value, and no branch for its last bytes. The usual lengths first, and those that need a loop
+        // elsewhere, or the registers of its counters would be missing here.
         match len {
-            128.. => {
-                let mut done = 0;
-                while done < len - 64 {
-                    to.put::<Wide, 4>(from, done);
-                    done += 64;
-                }
-                to.put::<Wide, 4>(from, len - 64);
-            }
-            64.. => {
+            64..128 => {
                 to.put::<Wide, 4>(from, 0);
                 to.put::<Wide, 4>(from, len - 64);
             }
-            32.. => {
+            32..64 => {
                 to.put::<Wide, 2>(from, 0);
                 to.put::<Wide, 2>(from, len - 32);
             }
-            16.. => {
+            16..32 => {
                 to.put::<Wide, 1>(from, 0);
                 to.put::<Wide, 1>(from, len - 16);
             }
-            8.. => {
+            8..16 => {
                 to.put::<u64, 1>(from, 0);
                 to.put::<u64, 1>(from, len - 8);
             }
-            _ => (0..len).for_each(|at| to.put::<u8, 1>(from, at)),
+            128.. => to.put_long(from, len),
+            _ => to.put_short(from, len),
         }
+    }
+
+    /// Copies `len` bytes from `at` on to the start of `target`, all of which may be written.
+    ///
+    /// # Panics
+    /// When they are more than vectors of this processor hold, or beyond the end of the span.
+    #[inline(always)]
+    pub(crate) fn copy_vectors_to(
+        &self,
+        at: usize,
+        len: usize,
+        target: &mut [MaybeUninit<u8>; Vectors::COPIED],
+        vectors: Vectors,
+    ) {
+        assert!(len < vectors.len_end && at <= SPAN_LEN - Vectors::COPIED, "inside of both");
+        #[cfg(target_arch = "x86_64")]
+        {
+            let (from, to) = (self.pointer.wrapping_add(at), target.as_mut_ptr());
+            // SAFETY: the processor has vectors, or no length would be below their end; two of them are
+            // inside the span, which may be changing, and inside the target. Registers from 16 on leave
+            // the state of the first ones, in which older instructions work, as it is.
+            unsafe {
+                std::arch::asm!(
+                    "vmovdqu64 zmm16, [{from}]",
+                    "vmovdqu64 [{to}], zmm16",
+                    from = in(reg) from,
+                    to = in(reg) to,
+                    out("zmm16") _,
+                    options(nostack, preserves_flags),
+                );
+            }
+            if len > Vectors::COPIED / 2 {
+                // SAFETY: as above.
+                unsafe {
+                    std::arch::asm!(
+                        "vmovdqu64 zmm16, [{from} + 64]",
+                        "vmovdqu64 [{to} + 64], zmm16",
+                        from = in(reg) from,
+                        to = in(reg) to,
+                        out("zmm16") _,
+                        options(nostack, preserves_flags),
+                    );
+                }
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        self.copy_to(at, len, target);
+    }
+}
+
+/// The same pointer, of which the compiler knows nothing: so it keeps it in one register, where it would
+/// else keep what it is the sum of in two, of which a lookup has none to spare.
+#[inline(always)]
+#[cfg_attr(
+    target_arch = "x86_64",
+    expect(clippy::pointers_in_nomem_asm_block, reason = "nothing is read through it")
+)]
+pub(crate) fn in_one_register<T>(pointer: *const T) -> *const T {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let mut pointer = pointer;
+        // SAFETY: no instruction at all.
+        unsafe {
+            std::arch::asm!("/* {0} */", inout(reg) pointer, options(pure, nomem, nostack, preserves_flags));
+        }
+        pointer
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        pointer
+    }
+}
+
+/// The same number, worked out before what follows: else the compiler may begin with a part that is not
+/// there yet, and have all the rest wait for it.
+#[inline(always)]
+pub(crate) fn worked_out(number: u64) -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let mut number = number;
+        // SAFETY: no instruction at all.
+        unsafe {
+            std::arch::asm!("/* {0} */", inout(reg) number, options(pure, nomem, nostack, preserves_flags));
+        }
+        number
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        number
+    }
+}
+
+/// Whether the processor has vectors of 64 bytes. Asked for by the comparison of lengths that is there
+/// anyway, so that it costs nothing to ask.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Vectors {
+    /// Values shorter than this are copied in vectors.
+    len_end: usize,
+}
+
+impl Vectors {
+    /// Bytes that are copied in vectors whatever a value's length, so that no address waits for it: as
+    /// many as this, or half, if the value is in there.
+    pub(crate) const COPIED: usize = 128;
+
+    pub(crate) fn of_this_processor() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        let has_them = std::arch::is_x86_feature_detected!("avx512f");
+        #[cfg(not(target_arch = "x86_64"))]
+        let has_them = false;
+        Self { len_end: if has_them { Self::COPIED + 1 } else { 0 } }
+    }
+
+    /// Values shorter than this are to be copied in vectors, where there is room for so much.
+    #[inline(always)]
+    pub(crate) fn len_end_in(self, room: usize) -> usize {
+        if room >= Self::COPIED { self.len_end } else { 0 }
     }
 }
 
@@ -259,6 +376,23 @@ impl Target {
             unsafe { target.wrapping_add(n).write(Unaligned(number)) };
         }
     }
+
+    /// Copies `len` bytes, 128 at least.
+    #[inline(never)]
+    fn put_long(self, from: RacySpan, len: usize) {
+        let mut done = 0;
+        while done < len - 64 {
+            self.put::<Wide, 4>(from, done);
+            done += 64;
+        }
+        self.put::<Wide, 4>(from, len - 64);
+    }
+
+    /// Copies `len` bytes, fewer than 8.
+    #[inline(never)]
+    fn put_short(self, from: RacySpan, len: usize) {
+        (0..len).for_each(|at| self.put::<u8, 1>(from, at));
+    }
 }
 
 #[cfg(all(test, not(loom)))]
@@ -297,6 +431,26 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn what_is_copied_in_vectors_is_what_is_there_and_no_more_than_these_is_written() {
+        let vectors = Vectors::of_this_processor();
+        let bytes: Vec<u8> = (0..SPAN_LEN + 300).map(|at| (at % 251) as u8).collect();
+        for len in 0..vectors.len_end_in(Vectors::COPIED) {
+            for at in [0, 1, 17, 63] {
+                let mut target = [MaybeUninit::new(255); 3 * Vectors::COPIED];
+                let within = target[Vectors::COPIED..].first_chunk_mut().unwrap();
+                racy(&bytes).span(5).unwrap().copy_vectors_to(at, len, within, vectors);
+                // SAFETY: all were written when it was made.
+                let target = target.map(|byte| unsafe { byte.assume_init() });
+                let (before, rest) = target.split_at(Vectors::COPIED);
+                let (within, behind) = rest.split_at(Vectors::COPIED);
+                assert_eq!(within[..len], bytes[5 + at..][..len]);
+                assert!(before.iter().chain(behind).all(|&byte| byte == 255));
+            }
+        }
+        assert_eq!(vectors.len_end_in(Vectors::COPIED - 1), 0);
     }
 
     #[test]

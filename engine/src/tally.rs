@@ -54,11 +54,13 @@ impl Tally {
 
     #[inline(always)]
     fn add(&self, counter: impl Fn(&Counters) -> &AtomicU64) {
-        let place = OWN.get();
-        if place >= SHARED {
+        let distance = OWN.get();
+        if distance >= SHARED * PLACE_LEN {
             return self.add_without_place(counter);
         }
-        let own = counter(&self.places[place].0);
+        // SAFETY: it is a multiple of a place's length, and below that of the last.
+        let place = unsafe { &*self.places.as_ptr().byte_add(distance) };
+        let own = counter(&place.0);
         // Nobody else adds to it.
         own.store(own.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
     }
@@ -67,11 +69,11 @@ impl Tally {
     #[cold]
     #[inline(never)]
     fn add_without_place(&self, counter: impl Fn(&Counters) -> &AtomicU64) {
-        if OWN.get() == UNKNOWN {
+        if OWN.get() == UNKNOWN * PLACE_LEN {
             // A thread that is being torn down has no lease any more: it shares.
-            OWN.set(LEASE.try_with(|lease| lease.place).unwrap_or(SHARED));
+            OWN.set(LEASE.try_with(|lease| lease.place).unwrap_or(SHARED) * PLACE_LEN);
         }
-        counter(&self.places[OWN.get()].0).fetch_add(1, Ordering::Relaxed);
+        counter(&self.places[OWN.get() / PLACE_LEN].0).fetch_add(1, Ordering::Relaxed);
     }
 
     /// What was counted since the last reset.
@@ -100,6 +102,8 @@ impl Tally {
 
 const PLACES: usize = 64;
 
+const PLACE_LEN: usize = size_of::<Place>();
+
 /// The place of threads that have none of their own.
 const SHARED: usize = PLACES - 1;
 
@@ -110,8 +114,8 @@ const UNKNOWN: usize = PLACES;
 static TAKEN: AtomicU64 = AtomicU64::new(1 << SHARED);
 
 thread_local! {
-    /// This thread's place.
-    static OWN: Cell<usize> = const { Cell::new(UNKNOWN) };
+    /// This thread's place, by its distance from the first in bytes.
+    static OWN: Cell<usize> = const { Cell::new(UNKNOWN * PLACE_LEN) };
     static LEASE: Lease = Lease::take();
 }
 
@@ -140,7 +144,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        OWN.set(SHARED);
+        OWN.set(SHARED * PLACE_LEN);
         if self.place != SHARED {
             TAKEN.fetch_and(!(1 << self.place), Ordering::Release);
         }

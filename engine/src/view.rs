@@ -20,13 +20,14 @@
 //! item, and a second copy of the value.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
+use crate::extent::{Extent, RacyExtent};
 use crate::heap::{NIL, Slot};
-use crate::index::{Extent, ITEM_END, ITEM_LINES, RacyBucket, bucket_at, prefetch_early};
+use crate::index::{ITEM_END, ITEM_LINES, RacyBucket, prefetch_early};
 use crate::item::{Head, Parts, Plain, SMALL_LEN_MAX, Unmoved};
 use crate::policy::PolicyKind;
-use crate::racy::{CopyBuffer, RacyBytes, RacySpan};
+use crate::racy::{CopyBuffer, RacyBytes, RacySpan, Vectors, in_one_register};
 use crate::region::Region;
 use crate::seqlock::{Moment, Sequence};
 use crate::shard::Shard;
@@ -38,12 +39,11 @@ const CHAIN_MAX: usize = 8;
 #[repr(align(128))]
 pub(crate) struct ShardView {
     pub(crate) sequence: Sequence,
-    /// [`Extent`], packed.
-    extent: AtomicU64,
+    extent: RacyExtent,
     directory: AtomicPtr<AtomicUsize>,
     bytes: RacyBytes,
     unmoved: Unmoved,
-    start_ms: u64,
+    vectors: Vectors,
     granule_shift: u32,
     /// Bytes of an item before its optional parts. Narrow, so that the compiler knows that keys and small
     /// values behind it end inside a span.
@@ -52,11 +52,15 @@ pub(crate) struct ShardView {
     _region: Arc<Region>,
 }
 
+const VIEW_LEN: usize = size_of::<ShardView>();
+
+const _: () = assert!(VIEW_LEN.is_power_of_two() && VIEW_LEN > 1);
+
 /// The views of a store's shards.
 pub(crate) struct Views {
     views: Box<[ShardView]>,
-    /// The top bits of a hash choose the shard. Shifted by one and then by this, which so is below 64
-    /// also where there is one shard.
+    /// The top bits of a hash choose the shard. Shifted by this, they lie as in the distance of its
+    /// view from the first, in bytes.
     shift: u32,
 }
 
@@ -65,22 +69,24 @@ impl Views {
     /// When there are not a power of two.
     pub(crate) fn new(views: Box<[ShardView]>) -> Self {
         assert!(views.len().is_power_of_two(), "so that a mask never leads beyond them");
-        let shift = 63 - views.len().trailing_zeros();
+        let shift = u64::BITS - (views.len() * VIEW_LEN).trailing_zeros();
         Self { shift, views }
     }
 
     /// The number of the shard of a hash.
     #[inline(always)]
     pub(crate) fn number(&self, hash: u64) -> usize {
-        (hash >> 1 >> self.shift) as usize
+        (hash >> self.shift) as usize / VIEW_LEN
     }
 
     #[inline(always)]
     pub(crate) fn of(&self, hash: u64) -> &ShardView {
-        let number = self.number(hash);
-        debug_assert!(number < self.views.len());
+        debug_assert!(self.number(hash) < self.views.len());
+        let distance = (hash >> self.shift) as usize & !(VIEW_LEN - 1);
         // SAFETY: as many bits are left as number the views, which are a power of two: see `new`.
-        unsafe { self.views.get_unchecked(number) }
+        let view = unsafe { self.views.as_ptr().byte_add(distance) };
+        // SAFETY: as above.
+        unsafe { &*in_one_register(view) }
     }
 
     #[inline]
@@ -101,11 +107,11 @@ impl ShardView {
         let (region, granule_shift) = shard.items.heap.region();
         let view = Self {
             sequence: Sequence::new(),
-            extent: AtomicU64::new(0),
+            extent: RacyExtent::new(Extent::CLOSED),
             directory: AtomicPtr::default(),
             bytes: region.racy(),
-            unmoved: Unmoved::new(policy.settled()),
-            start_ms,
+            unmoved: Unmoved::new(policy.settled(), start_ms),
+            vectors: Vectors::of_this_processor(),
             granule_shift,
             fixed_len: shard.items.fixed_len() as u8,
             _region: Arc::clone(region),
@@ -119,20 +125,19 @@ impl ShardView {
     pub(crate) fn publish(&self, shard: &Shard) {
         let (extent, directory) = shard.index.published();
         self.directory.store(directory, Ordering::Release);
-        self.extent.store(extent.packed(), Ordering::Release);
+        self.extent.set(extent);
     }
 
     /// Offset of the first bucket of a hash; while there are no buckets, of one that is empty.
     #[inline(always)]
     fn bucket_at(&self, hash: u64) -> usize {
         // In this order: see the invariants.
-        let extent = Extent::unpacked(self.extent.load(Ordering::Acquire));
+        let page = self.extent.get().page(hash);
         let directory = self.directory.load(Ordering::Acquire);
-        bucket_at(extent.number(hash), |number| {
-            // SAFETY: the directory was published before the extent and is long enough for it, and
-            // arrays of the directory live as long as the shard, which goes no sooner than this.
-            unsafe { &*directory.wrapping_add(number) }.load(Ordering::Relaxed)
-        })
+        // SAFETY: the directory was published before the extent and is long enough for it, and
+        // arrays of the directory live as long as the shard, which goes no sooner than this.
+        let page_at = unsafe { &*directory.wrapping_add(page) }.load(Ordering::Relaxed);
+        page_at + Extent::in_page(hash)
     }
 
     /// The first bucket of a hash.
@@ -141,6 +146,11 @@ impl ShardView {
         // SAFETY: the entries of a directory are offsets of pages of the region, whatever else they
         // are, and the bucket is in the page.
         RacyBucket::new(unsafe { self.bytes.span_inside(self.bucket_at(hash)) })
+    }
+
+    #[inline(always)]
+    pub(crate) fn vectors(&self) -> Vectors {
+        self.vectors
     }
 
     #[inline(always)]
@@ -232,12 +242,11 @@ impl ShardView {
     /// The item in this slot if it has this key and is [`Unmoved`].
     #[inline(always)]
     pub(crate) fn unmoved_at(&self, slot: Slot, key: &[u8], now_ms: u64) -> Option<Sighting> {
-        let item = self.bytes.span(self.offset(slot))?;
+        let item = self.bytes.span(self.offset(slot))?.in_one_register();
         let head = Head::new(slot, item.u64(0), item.u64(8));
-        let since_ms = now_ms.wrapping_sub(self.start_ms);
         let parts = Parts::none(usize::from(self.fixed_len));
         let is_it =
-            head.is_unmoved(key.len(), since_ms, self.unmoved) && item.has(parts.key_at, key);
+            head.is_unmoved(key.len(), now_ms, &self.unmoved) && item.has(parts.key_at, key);
         is_it.then_some(Sighting { head, parts, item })
     }
 

@@ -50,7 +50,7 @@ pub trait Contestant: Send + Sync {
 
 #[inline(never)]
 fn each<C: Contestant + ?Sized, const WORK: u8>(contestant: &C, keys: &[Key]) -> usize {
-    let mut buffer = Vec::with_capacity(VALUE_LEN);
+    let mut buffer = Vec::with_capacity(OUTPUT_LEN);
     let mut hits = 0;
     for (at, key) in keys.iter().enumerate() {
         if WORK == Work::Mix as u8 && at % MIX == MIX - 1 {
@@ -66,6 +66,9 @@ fn each<C: Contestant + ?Sized, const WORK: u8>(contestant: &C, keys: &[Key]) ->
     }
     hits
 }
+
+/// Room in what values are read into: more than for one, as in a server's output.
+const OUTPUT_LEN: usize = 1024;
 
 /// The contestants by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -393,7 +396,7 @@ impl Kiln {
     /// A pass, one operation after the other.
     #[inline(never)]
     fn singly<const WORK: u8>(&self, keys: &[Key]) -> usize {
-        let mut buffer = Vec::with_capacity(VALUE_LEN);
+        let mut buffer = Vec::with_capacity(OUTPUT_LEN);
         let (mut at, mut hits) = (0, 0);
         for keys in keys.chunks(CLOCK_EVERY) {
             let now_ms = self.now_ms();
@@ -409,7 +412,7 @@ impl Kiln {
     /// A pass with keys announced ahead.
     #[inline(never)]
     fn batched<const WORK: u8>(&self, keys: &[Key]) -> usize {
-        let mut buffer = Vec::with_capacity(VALUE_LEN);
+        let mut buffer = Vec::with_capacity(OUTPUT_LEN);
         let mut hashes = Vec::with_capacity(self.batch);
         let (mut at, mut hits) = (0, 0);
         for keys in keys.chunks(CLOCK_EVERY) {

@@ -1,6 +1,7 @@
 //! The first words of an item, read once: what a look at it without the lock needs.
 
 use super::*;
+use crate::racy::worked_out;
 
 /// Marks of items whose reading takes more than a look.
 const INVOLVED: u64 = Mark::WIDE.0 | Mark::CHUNKED.0 | Mark::STALE.0 | Mark::GRANTED.0;
@@ -36,21 +37,20 @@ impl Head {
 
     /// Whether this is an [`Unmoved`] item with a key so long.
     #[inline(always)]
-    pub(crate) fn is_unmoved(self, key_len: usize, since_ms: u64, unmoved: Unmoved) -> bool {
+    pub(crate) fn is_unmoved(self, key_len: usize, now_ms: u64, unmoved: &Unmoved) -> bool {
         // Lengths that no key has, have bits beyond the mask.
         let key = (key_len as u64).wrapping_sub(1) << KEY_SHIFT;
         self.word & unmoved.mask == key.wrapping_add(unmoved.value)
-            && self.is_used_lately_about(since_ms)
+            && self.is_used_lately_about(now_ms, unmoved)
     }
 
-    /// [`is_used_lately`](Self::is_used_lately) `since_ms` after the start, or a second sooner or later.
-    /// The word ends in the version, which stands here for the part of a second.
+    /// [`is_used_lately`](Self::is_used_lately), or so a second sooner or later. The first word ends in
+    /// the version, which stands here for the part of a second.
     #[inline(always)]
-    fn is_used_lately_about(self, since_ms: u64) -> bool {
-        // Seconds by 2^48. What exceeds 64 bits is what exceeds 16 bits of the seconds.
-        const PER_MS: u64 = (1_u64 << VERSION_BITS).div_ceil(1000);
-        let idle = since_ms.wrapping_mul(PER_MS).wrapping_sub(self.first) >> VERSION_BITS;
-        (idle as u16).wrapping_add(1) <= USED_STEP_S as u16
+    fn is_used_lately_about(self, now_ms: u64, unmoved: &Unmoved) -> bool {
+        // What exceeds 64 bits is what exceeds 16 bits of the seconds.
+        let now = worked_out(now_ms.wrapping_mul(PER_MS).wrapping_sub(unmoved.early));
+        now.wrapping_sub(self.first) < unmoved.idle_end
     }
 
     /// The length of a value that is known to be at most [`SMALL_LEN_MAX`].
@@ -123,21 +123,37 @@ impl Head {
 
 /// Most items that are hit: without optional parts, small, and left as they are by a read. Told by one
 /// comparison: what the second word of such an item is where it is not length or seconds.
+///
+/// What can be worked out before the item is there, is: while it is on its way, all that waits for it
+/// takes up the processor's room for what comes after.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Unmoved {
     mask: u64,
     value: u64,
+    /// A second before the start, in seconds by 2^48: one used a moment ahead is used lately.
+    early: u64,
+    /// How long after `early` a use is no longer lately, in the same. Here rather than as a constant, which
+    /// would be an instruction more.
+    idle_end: u64,
 }
 
+/// Seconds by 2^48 in a millisecond.
+const PER_MS: u64 = (1_u64 << VERSION_BITS).div_ceil(1000);
+
 impl Unmoved {
-    /// `settled` are the policy's bits that a hit leaves as they are.
-    pub(crate) fn new(settled: Settled) -> Self {
+    /// `settled` are the policy's bits that a hit leaves as they are; `start_ms` is when seconds begin.
+    pub(crate) fn new(settled: Settled, start_ms: u64) -> Self {
         const KEY_LEN: u64 = 0x7fff << KEY_SHIFT;
         const VALUE_LEN: u64 = ((1 << VALUE_BITS) - 1) & !(SMALL_LEN_MAX as u64);
         const PARTS: u64 = INVOLVED | Mark::FLAGS.0 | Mark::TTL.0;
         let bits = |bits: u8| Mark::FETCHED.0 | u64::from(bits) << POLICY_SHIFT;
         let mask = bits(settled.mask) | PARTS | KEY_LEN | VALUE_LEN;
-        Self { mask, value: bits(settled.value) }
+        Self {
+            mask,
+            value: bits(settled.value),
+            early: start_ms.wrapping_sub(1000).wrapping_mul(PER_MS),
+            idle_end: u64::from(USED_STEP_S + 1) << VERSION_BITS,
+        }
     }
 }
 
@@ -214,17 +230,21 @@ mod tests {
     use super::*;
     use crate::policy::PolicyKind;
 
+    const START_MS: u64 = 1_700_000_000_123;
+
     fn head(used_s: u32, word: u64) -> Head {
         Head::new(1, 0x1234_5678_9abc | u64::from(used_s as u16) << VERSION_BITS, word)
     }
 
     #[test]
     fn a_use_is_lately_by_milliseconds_as_it_is_by_seconds_but_for_a_second() {
+        let unmoved = Unmoved::new(PolicyKind::Lru.settled(), START_MS);
         let now_s = [0_u32, 59, 1_000, 65_530, 65_600, 5_000_000, 70_000_000, 400_000_000];
         for (now_s, ago) in now_s.into_iter().flat_map(|now| (0..200).map(move |ago| (now, ago))) {
             let used = head(now_s.wrapping_sub(ago), 0);
             for ms in [0, 1, 499, 999] {
-                let about = used.is_used_lately_about(u64::from(now_s) * 1000 + ms);
+                let about =
+                    used.is_used_lately_about(START_MS + u64::from(now_s) * 1000 + ms, &unmoved);
                 let exactly = |now_s| used.is_used_lately(now_s);
                 let near = [now_s.wrapping_sub(1), now_s, now_s.wrapping_add(1)].map(exactly);
                 assert!(near.contains(&about), "{now_s} s {ms} ms, used {ago} s ago");
@@ -234,11 +254,11 @@ mod tests {
 
     #[test]
     fn an_unmoved_item_is_small_and_without_parts_has_the_key_s_length_and_is_noted_already() {
-        let unmoved = Unmoved::new(PolicyKind::Adaptive.settled());
+        let unmoved = Unmoved::new(PolicyKind::Adaptive.settled(), START_MS);
         let settled = (0..64).find(|&bits| PolicyKind::Adaptive.hit_bits(bits) == Some(bits));
         let policy = u64::from(settled.unwrap()) << POLICY_SHIFT;
         let word = 2047 | 29 << KEY_SHIFT | policy | Mark::FETCHED.0;
-        let is = |word, key_len| head(100, word).is_unmoved(key_len, 100_000, unmoved);
+        let is = |word, key_len| head(100, word).is_unmoved(key_len, START_MS + 100_000, &unmoved);
 
         assert!(is(word, 30) && is(word - 2047, 30));
         for key_len in [0, 1, 29, 31, 32_768 + 30, usize::MAX] {
@@ -250,13 +270,14 @@ mod tests {
         {
             assert!(!is(word | mark.0, 30), "{mark:?}");
         }
-        assert!(!head(100, word).is_unmoved(30, 170_000, unmoved), "used 70 seconds ago");
-        let none = Unmoved::new(PolicyKind::Lru.settled());
         assert!(
-            (0..64).all(|bits| {
-                !head(100, word | bits << POLICY_SHIFT).is_unmoved(30, 100_000, none)
-            })
+            !head(100, word).is_unmoved(30, START_MS + 170_000, &unmoved),
+            "used 70 seconds ago"
         );
-        assert!(!head(0, 0).is_unmoved(1, 0, unmoved), "what is at address 0");
+        let none = Unmoved::new(PolicyKind::Lru.settled(), START_MS);
+        assert!((0..64).all(|bits| {
+            !head(100, word | bits << POLICY_SHIFT).is_unmoved(30, START_MS + 100_000, &none)
+        }));
+        assert!(!head(0, 0).is_unmoved(1, START_MS, &unmoved), "what is at address 0");
     }
 }

@@ -241,8 +241,9 @@ impl Store {
 
     /// The hash that places a key: xxh3, 64 bits. Compute it once per request.
     #[must_use]
+    #[inline]
     pub fn hash(key: &[u8]) -> u64 {
-        xxhash_rust::xxh3::xxh3_64(key)
+        crate::hash::hash(key)
     }
 
     /// Longest value that is stored.

@@ -25,7 +25,7 @@ use crate::seqlock::Moment;
 use crate::shard::{Full, Now};
 use crate::store::large::PinnedValue;
 use crate::store::{Locked, Store};
-use crate::view::{Glance, Sighting};
+use crate::view::{Glance, ShardView, Sighting};
 
 /// A value as a reader sees it.
 pub enum Value<'a> {
@@ -130,32 +130,59 @@ impl Store {
                 self.inner.tally.miss();
                 return Some(Appended::Miss);
             }
-            _ => NIL,
+            _ => {
+                return self.append_further(moment, NIL, key, hash, options, now_ms, out, begin);
+            }
         };
+        // Room is made elsewhere: a call in the midst of this would cost more than itself.
+        let room = out.capacity() - out.len();
+        let vectors_end = view.vectors().len_end_in(room);
         match view.unmoved_at(slot, key, now_ms) {
-            // Room is made elsewhere: a call in the midst of this would cost more than itself.
-            Some(seen) if seen.head.small_value_len() <= out.capacity() - out.len() => {
-                let value_len = seen.head.small_value_len();
-                let begun = begin(&seen.parts.info(seen.head, self.clock(now_ms).s), out);
-                let mut end = out.len();
-                if begun.is_some() {
-                    if value_len > out.capacity() - end {
-                        return None;
-                    }
-                    let spare = out.spare_capacity_mut();
-                    seen.item.copy_to(seen.parts.key_at + key.len(), value_len, spare);
-                    end += value_len;
-                }
-                if !view.sequence.is_still(moment) || self.inner.flush_timer.is_due(now_ms) {
-                    return None;
-                }
-                self.inner.tally.hit();
-                // SAFETY: the bytes behind the length so far have just been written, to spare capacity.
-                unsafe { out.set_len(end) };
-                Some(Appended::Hit(begun))
+            Some(seen) if seen.head.small_value_len() < vectors_end => {
+                self.append_seen::<true, A>(view, moment, seen, key, now_ms, out, begin)
+            }
+            Some(seen) if seen.head.small_value_len() <= room => {
+                self.append_seen::<false, A>(view, moment, seen, key, now_ms, out, begin)
             }
             _ => self.append_further(moment, slot, key, hash, options, now_ms, out, begin),
         }
+    }
+
+    /// Appends an unmoved item that was seen, in `VECTORS` or as any.
+    #[inline(always)]
+    #[expect(clippy::too_many_arguments, reason = "the rest of a function")]
+    fn append_seen<const VECTORS: bool, A>(
+        &self,
+        view: &ShardView,
+        moment: Moment,
+        seen: Sighting,
+        key: &[u8],
+        now_ms: u64,
+        out: &mut Vec<u8>,
+        begin: impl FnOnce(&ItemInfo, &mut Vec<u8>) -> Option<A>,
+    ) -> Option<Appended<A>> {
+        let Sighting { head, parts, item } = seen;
+        let value_len = head.small_value_len();
+        let begun = begin(&parts.info(head, self.clock(now_ms).s), out);
+        let mut end = out.len();
+        if begun.is_some() {
+            let (at, spare) = (parts.key_at + key.len(), out.spare_capacity_mut());
+            if VECTORS {
+                item.copy_vectors_to(at, value_len, spare.first_chunk_mut()?, view.vectors());
+            } else if value_len <= spare.len() {
+                item.copy_to(at, value_len, spare);
+            } else {
+                return None;
+            }
+            end += value_len;
+        }
+        if !view.sequence.is_still(moment) || self.inner.flush_timer.is_due(now_ms) {
+            return None;
+        }
+        self.inner.tally.hit();
+        // SAFETY: the bytes behind the length so far have just been written, to spare capacity.
+        unsafe { out.set_len(end) };
+        Some(Appended::Hit(begun))
     }
 
     /// The same for an item that is not where most are, or not as most are, or to be noted. It may be
