@@ -630,7 +630,7 @@ fn matching_hash(bucket: &[u8; 16], hash: u64) -> u32 {
 
 /// Asks for a cache line that is about to be read. Any address is allowed.
 #[inline(always)]
-fn prefetch(pointer: *const u8) {
+pub(crate) fn prefetch(pointer: *const u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch never faults and changes nothing that a program can see.
     unsafe {

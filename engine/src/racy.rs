@@ -72,6 +72,12 @@ pub(crate) struct RacySpan {
 }
 
 impl RacySpan {
+    /// Where it begins, for prefetching only.
+    #[inline(always)]
+    pub(crate) fn address(self) -> *const u8 {
+        self.pointer
+    }
+
     /// See [`in_one_register`].
     #[inline(always)]
     pub(crate) fn in_one_register(self) -> Self {
@@ -220,7 +226,9 @@ impl RacySpan {
         }
     }
 
-    /// Copies `len` bytes from `at` on to the start of `target`, all of which may be written.
+    /// Copies `len` bytes from `at` on to the start of `target`, all of which may be written: where is
+    /// written does not depend on the length. That is on its way from memory yet, and whatever the
+    /// processor would load next had to wait until it is known what is stored where.
     ///
     /// # Panics
     /// When they are more than vectors of this processor hold, or beyond the end of the span.
@@ -236,7 +244,7 @@ impl RacySpan {
         #[cfg(target_arch = "x86_64")]
         {
             let (from, to) = (self.pointer.wrapping_add(at), target.as_mut_ptr());
-            // SAFETY: the processor has vectors, or no length would be below their end; two of them are
+            // SAFETY: the processor has vectors, or no length would be below their end; one of them is
             // inside the span, which may be changing, and inside the target. Registers from 16 on leave
             // the state of the first ones, in which older instructions work, as it is.
             unsafe {
@@ -249,14 +257,20 @@ impl RacySpan {
                     options(nostack, preserves_flags),
                 );
             }
-            if len > Vectors::COPIED / 2 {
-                // SAFETY: as above.
+            if len > Vectors::LEN {
+                // The last vector of the value, so as to touch no cache line beyond it, with its bytes
+                // moved to where they are in the second one.
+                let order = VECTOR_ORDER.as_ptr().wrapping_add(Vectors::COPIED - len);
+                // SAFETY: as above, and `order` is less than a vector from the start of a table of two.
                 unsafe {
                     std::arch::asm!(
-                        "vmovdqu64 zmm16, [{from} + 64]",
+                        "vmovdqu64 zmm16, [{order}]",
+                        "vpermb zmm16, zmm16, [{from} + {len} - 64]",
                         "vmovdqu64 [{to} + 64], zmm16",
+                        order = in(reg) order,
                         from = in(reg) from,
                         to = in(reg) to,
+                        len = in(reg) len,
                         out("zmm16") _,
                         options(nostack, preserves_flags),
                     );
@@ -267,6 +281,18 @@ impl RacySpan {
         self.copy_to(at, len, target);
     }
 }
+
+/// From which byte of a vector each of another is: from the one as far behind as this begins.
+#[cfg(target_arch = "x86_64")]
+static VECTOR_ORDER: [u8; Vectors::COPIED] = {
+    let mut order = [0; Vectors::COPIED];
+    let mut at = 0;
+    while at < order.len() {
+        order[at] = at as u8;
+        at += 1;
+    }
+    order
+};
 
 /// The same pointer, of which the compiler knows nothing: so it keeps it in one register, where it would
 /// else keep what it is the sum of in two, of which a lookup has none to spare.
@@ -319,13 +345,16 @@ pub(crate) struct Vectors {
 }
 
 impl Vectors {
-    /// Bytes that are copied in vectors whatever a value's length, so that no address waits for it: as
-    /// many as this, or half, if the value is in there.
+    #[cfg(target_arch = "x86_64")]
+    const LEN: usize = 64;
+
+    /// Bytes written to for any value that is copied in vectors.
     pub(crate) const COPIED: usize = 128;
 
     pub(crate) fn of_this_processor() -> Self {
         #[cfg(target_arch = "x86_64")]
-        let has_them = std::arch::is_x86_feature_detected!("avx512f");
+        let has_them = std::arch::is_x86_feature_detected!("avx512f")
+            && std::arch::is_x86_feature_detected!("avx512vbmi");
         #[cfg(not(target_arch = "x86_64"))]
         let has_them = false;
         Self { len_end: if has_them { Self::COPIED + 1 } else { 0 } }

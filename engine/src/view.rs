@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use crate::extent::{Extent, RacyExtent};
 use crate::heap::{NIL, Slot};
-use crate::index::{ITEM_END, ITEM_LINES, RacyBucket, prefetch_early};
+use crate::index::{ITEM_END, ITEM_LINES, RacyBucket, prefetch, prefetch_early};
 use crate::item::{Head, Parts, Plain, SMALL_LEN_MAX, Unmoved};
 use crate::policy::PolicyKind;
 use crate::racy::{CopyBuffer, RacyBytes, RacySpan, Vectors, in_one_register};
@@ -243,6 +243,8 @@ impl ShardView {
     #[inline(always)]
     pub(crate) fn unmoved_at(&self, slot: Slot, key: &[u8], now_ms: u64) -> Option<Sighting> {
         let item = self.bytes.span(self.offset(slot))?.in_one_register();
+        // The value's last line: where it is is known when the head is there, a miss later.
+        prefetch(item.address().wrapping_add(ITEM_END));
         let head = Head::new(slot, item.u64(0), item.u64(8));
         let parts = Parts::none(usize::from(self.fixed_len));
         let is_it =

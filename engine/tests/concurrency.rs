@@ -346,8 +346,9 @@ fn get(store: &Store, key: &[u8]) -> Option<Vec<u8>> {
 /// Reads an item into an output that holds something already, and checks what is there then.
 fn append(store: &Store, key: &[u8], options: &GetOptions) -> Appended<usize> {
     const BEFORE: &[u8] = b"before";
-    // Sometimes with room for the value, sometimes not.
-    let mut out = Vec::with_capacity(BEFORE.len() + key.len() * 8);
+    // Sometimes with room for the value, sometimes for more, sometimes not.
+    let more = if key.len().is_multiple_of(2) { 256 } else { 0 };
+    let mut out = Vec::with_capacity(BEFORE.len() + key.len() * 8 + more);
     out.extend_from_slice(BEFORE);
     let appended = store.get_into(key, Store::hash(key), options, NOW, &mut out, |info, out| {
         out.push(b':');
