@@ -446,7 +446,10 @@ impl Replica {
             if let Some(primary) = &mut self.primary {
                 primary.untold_bytes = primary.untold_bytes.saturating_add(bytes);
                 let fills = primary.peers.values().any(|peer| !peer.is_filled());
-                if is_read || fills || primary.untold_bytes > config.untold_bytes_max {
+                let much = primary.untold_bytes > config.untold_bytes_max;
+                // Clients of the predecessor wait there for what was on its way.
+                let starts = barrier.is_some();
+                if is_read || fills || much || starts {
                     primary.tell_by(cx.now.mono.after_ms(config.tell_after_ms));
                 }
             }

@@ -38,6 +38,8 @@ fn a_copy_hears_within_a_second_that_a_write_is_confirmed_and_soon_if_it_is_read
     {
         let mut world = World::new(2, spec.clone());
         world.assign(&[1, 2]);
+        // Until what is told after a takeover was told.
+        world.run_ms(100);
         world.done(1, "k", set(value));
         world.run_ms(60);
         let has_heard = |world: &World| world.view(2).stable == world.view(2).last;
@@ -45,6 +47,23 @@ fn a_copy_hears_within_a_second_that_a_write_is_confirmed_and_soon_if_it_is_read
         world.run_ms(1_100);
         assert!(has_heard(&world), "{:?}, {} bytes", spec.read, value.len());
     }
+}
+
+#[test]
+fn a_write_that_was_on_its_way_when_its_primary_moved_is_answered_soon_after() {
+    use crate::strong::StrongMessage::Ack;
+    let mut world = World::new(2, spec());
+    world.assign(&[1, 2]);
+    world.done(1, "k", set("old"));
+    world.keep =
+        Some(Box::new(|_, _, body| is_strong(body, |message| matches!(message, Ack { .. }))));
+    let write = world.ask(1, "k", set("new"));
+    world.run_ms(5);
+    let (to, version) = (world.member(2), world.state().version);
+    world.commit(Command::ChangePrimary { place: PLACE, version, to, remove: Vec::new() });
+    world.keep = None;
+    world.run_ms(120);
+    assert!(matches!(world.reply(write), Some(Reply::Done(Outcome::Stored(_)))));
 }
 
 #[test]
