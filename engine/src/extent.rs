@@ -10,10 +10,11 @@
 //!
 //! Cost: no branch, which would be taken as often as not.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::heap::BUCKET_LEN;
 use crate::index::BUCKETS_PER_PAGE;
+use crate::racy::racy;
 
 /// Buckets are numbered by the hash from this bit on.
 const SHIFT: u32 = 16;
@@ -92,11 +93,10 @@ impl RacyExtent {
     /// An extent, or a mixture of several. The directory read after it has room for it.
     #[inline(always)]
     pub(crate) fn get(&self) -> Extent {
-        Extent {
-            wide: self.wide.load(Ordering::Acquire),
-            narrow: self.narrow.load(Ordering::Acquire),
-            buckets: self.buckets.load(Ordering::Acquire),
-        }
+        let Self { buckets, wide, narrow } = self;
+        let extent = Extent { wide: racy(wide), narrow: racy(narrow), buckets: racy(buckets) };
+        fence(Ordering::Acquire);
+        extent
     }
 }
 

@@ -1,11 +1,9 @@
 //! The hash that places a key: xxh3, 64 bits.
 //!
-//! Keys of 17 to 32 bytes are hashed here, and in fewer instructions than in the library: what they are
-//! mixed with is read by the instructions that mix, rather than loaded into a register before each.
+//! Keys of 17 to 32 bytes are hashed here, where the caller is: in the library that is a call, and a choice
+//! between more lengths.
 //!
 //! Invariant: the hash is the library's, whatever the length.
-
-use crate::racy::in_one_register;
 
 /// The hash of a key.
 #[inline(always)]
@@ -19,13 +17,11 @@ pub(crate) fn hash(key: &[u8]) -> u64 {
 /// The hash of a key of 17 to 32 bytes, by its first and last sixteen.
 #[inline(always)]
 fn hash_of_ends(len: usize, first: &[u8; 16], last: &[u8; 16]) -> u64 {
-    // SAFETY: the pointer is that of a static.
-    let mixed = unsafe { &*in_one_register(&raw const MIXED) };
     let sum = (len as u64)
         .wrapping_mul(PRIME)
-        .wrapping_add(folded(first, mixed.first))
-        .wrapping_add(folded(last, mixed.last));
-    let sum = (sum ^ sum >> 37).wrapping_mul(mixed.factor);
+        .wrapping_add(folded(first, WITH_FIRST))
+        .wrapping_add(folded(last, WITH_LAST));
+    let sum = (sum ^ sum >> 37).wrapping_mul(FACTOR);
     sum ^ sum >> 32
 }
 
@@ -37,19 +33,10 @@ fn folded(bytes: &[u8; 16], with: [u64; 2]) -> u64 {
     product as u64 ^ (product >> 64) as u64
 }
 
-/// What keys are mixed with, as xxh3 says: the start of its secret, and the factor at the end.
-struct Mixed {
-    first: [u64; 2],
-    last: [u64; 2],
-    factor: u64,
-}
-
-static MIXED: Mixed = Mixed {
-    first: [0xbe4b_a423_396c_feb8, 0x1cad_21f7_2c81_017c],
-    last: [0xdb97_9083_e96d_d4de, 0x1f67_b3b7_a4a4_4072],
-    factor: 0x1656_6791_9e37_79f9,
-};
-
+// What keys are mixed with, as xxh3 says: the start of its secret, and the factor at the end.
+const WITH_FIRST: [u64; 2] = [0xbe4b_a423_396c_feb8, 0x1cad_21f7_2c81_017c];
+const WITH_LAST: [u64; 2] = [0xdb97_9083_e96d_d4de, 0x1f67_b3b7_a4a4_4072];
+const FACTOR: u64 = 0x1656_6791_9e37_79f9;
 const PRIME: u64 = 0x9e37_79b1_85eb_ca87;
 
 #[cfg(all(test, not(loom)))]

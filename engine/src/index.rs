@@ -5,7 +5,7 @@
 //! only the first. Linear hashing (Litwin, 1980) grows by splitting one bucket at a time: there is
 //! no moment at which the table is rebuilt, and no second table beside the first.
 //!
-//! Hash bits: 0..10 are the partition's, 16..48 choose the bucket, the top ones choose the shard; they
+//! Hash bits: 0..10 are the partition's, 16..48 choose the bucket, 48..56 the shard; they
 //! do not overlap, so that a node that holds some partitions only still fills its buckets evenly. The
 //! tag is 4..12: a walk over the items of one partition passes nearly all others by without a look at
 //! them, and a node that holds only few partitions still has tags that differ.
@@ -110,6 +110,13 @@ impl RacyBucket {
     /// Bit i is set where the tag of entry i is that of the hash.
     #[inline(always)]
     pub(crate) fn matching(&self, hash: u64) -> u32 {
+        self.matching_loosely(hash) & ((1 << WAYS) - 1)
+    }
+
+    /// The same, and perhaps bits beyond, for whoever looks at the lowest bit only and finds out whether
+    /// it was right: what would be an entry there, is nonsense.
+    #[inline(always)]
+    pub(crate) fn matching_loosely(&self, hash: u64) -> u32 {
         matching_hash(&self.first, hash)
     }
 
@@ -603,7 +610,7 @@ fn matching(bucket: &[u8], tag: u8) -> u32 {
     }
 }
 
-/// The same with the tag of a hash, which needs not leave the vector registers.
+/// The same with the tag of a hash, which needs not leave the vector registers; with bits beyond the tags.
 #[inline(always)]
 fn matching_hash(bucket: &[u8; 16], hash: u64) -> u32 {
     #[cfg(target_arch = "x86_64")]
@@ -620,7 +627,7 @@ fn matching_hash(bucket: &[u8; 16], hash: u64) -> u32 {
             let wanted = _mm_shuffle_epi32::<0>(_mm_shufflelo_epi16::<0>(pair));
             _mm_movemask_epi8(_mm_cmpeq_epi8(tags, _mm_max_epu8(wanted, _mm_set1_epi8(1))))
         };
-        equal.cast_unsigned() & ((1 << WAYS) - 1)
+        equal.cast_unsigned()
     }
     #[cfg(not(target_arch = "x86_64"))]
     {
@@ -764,8 +771,9 @@ mod tests {
             for (way, tag) in bucket.iter_mut().enumerate() {
                 *tag = ((hash >> 4) as u8).wrapping_add((way % 3) as u8);
             }
-            assert_eq!(matching_hash(&bucket, hash), matching(&bucket, tag(hash)), "{hash:x}");
-            assert_ne!(matching_hash(&bucket, hash), (1 << WAYS) - 1);
+            let matches = matching_hash(&bucket, hash) & ((1 << WAYS) - 1);
+            assert_eq!(matches, matching(&bucket, tag(hash)), "{hash:x}");
+            assert_ne!(matches, (1 << WAYS) - 1);
         }
     }
 

@@ -41,6 +41,9 @@ const _: () = assert!((SMALL_LEN_MAX + 1).is_power_of_two(), "so that a mask tel
 /// Values above this are kept in chunks, read without copying and written without the lock.
 pub(crate) const INLINE_LEN_MAX: usize = CHUNK_LEN;
 
+/// Where in an item the length of its value is: the lowest bits there.
+pub(crate) const VALUE_LEN_AT: usize = 8;
+
 const VALUE_BITS: u32 = 26;
 const KEY_SHIFT: u32 = VALUE_BITS;
 const USED_SHIFT: u32 = KEY_SHIFT + 15;

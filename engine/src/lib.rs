@@ -42,6 +42,7 @@ mod seqlock;
 mod shard;
 mod store;
 mod tally;
+mod vectored;
 mod view;
 mod wheel;
 
@@ -52,6 +53,7 @@ pub use ops::{
     GetOptions, ItemInfo, Refill, Stats, TouchOutcome, WriteMode, WriteOptions, WriteOutcome,
 };
 pub use store::{
-    Appended, ClassUsage, Entry, MEMORY_MIN, PinnedValue, ScanPage, Store, StoreConfig, StoreError,
-    Upkeep, Value,
+    Appended, ClassUsage, Entry, MEMORY_MIN, PinnedValue, Reads, ScanPage, Store, StoreConfig,
+    StoreError, Upkeep, Value,
 };
+pub use vectored::{Work, vectored};

@@ -17,6 +17,7 @@
 //! of a region [`SPAN_LEN`] more bytes are mapped, so whatever begins inside ends inside.
 
 use std::mem::MaybeUninit;
+use std::sync::atomic::AtomicU64;
 
 /// Bytes readable from any address inside a region: more than the head of an item, its key and a
 /// value that is read without the lock.
@@ -72,12 +73,6 @@ pub(crate) struct RacySpan {
 }
 
 impl RacySpan {
-    /// Where it begins, for prefetching only.
-    #[inline(always)]
-    pub(crate) fn address(self) -> *const u8 {
-        self.pointer
-    }
-
     /// See [`in_one_register`].
     #[inline(always)]
     pub(crate) fn in_one_register(self) -> Self {
@@ -113,6 +108,26 @@ impl RacySpan {
         self.load(at)
     }
 
+    /// The byte at `at`.
+    ///
+    /// # Panics
+    /// Beyond the end of the span.
+    #[inline(always)]
+    pub(crate) fn u8(&self, at: usize) -> u8 {
+        assert!(at < SPAN_LEN, "inside the span");
+        self.load(at)
+    }
+
+    /// The 16 bytes at `at`, in a vector.
+    ///
+    /// # Panics
+    /// Beyond the end of the span.
+    #[inline(always)]
+    pub(crate) fn wide(&self, at: usize) -> Wide {
+        assert!(at <= SPAN_LEN - 16, "inside the span");
+        self.load(at)
+    }
+
     /// The 16 bytes at `at`.
     ///
     /// # Panics
@@ -136,8 +151,7 @@ impl RacySpan {
         // From both ends, in pieces that meet in the middle or overlap there.
         let len = bytes.len();
         match len {
-            // Both halves before the one branch: they differ once in fifty lookups.
-            16..=32 => from.has_wide(0, bytes) & from.has_wide(len - 16, bytes),
+            16..=32 => from.has_wide(0, bytes) && from.has_wide(len - 16, bytes),
             33.. => {
                 let mut done = 0;
                 while done < len - 16 {
@@ -150,6 +164,29 @@ impl RacySpan {
             }
             8.. => from.has_eight(0, bytes) && from.has_eight(len - 8, bytes),
             _ => bytes.iter().enumerate().all(|(at, &byte)| from.load::<u8>(at) == byte),
+        }
+    }
+
+    /// In which bits what is at `at` differs from these bytes, of each of which some bit of the answer
+    /// tells, if there are 16 to 32.
+    ///
+    /// # Panics
+    /// Beyond the end of the span.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(crate) fn difference(&self, at: usize, bytes: &[u8]) -> Option<Wide> {
+        use std::arch::x86_64::{_mm_loadu_si128, _mm_or_si128, _mm_xor_si128};
+        assert!(at <= SPAN_LEN && bytes.len() <= SPAN_LEN - at, "inside the span");
+        if bytes.len() > 32 {
+            return None;
+        }
+        let (first, last) = (bytes.first_chunk::<16>()?, bytes.last_chunk::<16>()?);
+        // SAFETY: SSE2 is part of x86_64, and 16 bytes are there to load.
+        unsafe {
+            let first = _mm_xor_si128(self.load(at), _mm_loadu_si128(first.as_ptr().cast()));
+            let last_at = at + bytes.len() - 16;
+            let last = _mm_xor_si128(self.load(last_at), _mm_loadu_si128(last.as_ptr().cast()));
+            Some(_mm_or_si128(first, last))
         }
     }
 
@@ -226,27 +263,29 @@ impl RacySpan {
         }
     }
 
-    /// Copies `len` bytes from `at` on to the start of `target`, all of which may be written: where is
-    /// written does not depend on the length. That is on its way from memory yet, and whatever the
-    /// processor would load next had to wait until it is known what is stored where.
+    /// Copies `len` bytes from `at` on to the start of `target`, and as many more as fill vectors; no more
+    /// than `target` holds, whatever the length.
+    ///
+    /// Neither where is read nor where is written depends on the length, which is on its way from memory
+    /// yet: behind a load or a store to an address that is not known, the processor puts off what it would
+    /// else begin meanwhile. The line more that is asked for at times costs less.
     ///
     /// # Panics
-    /// When they are more than vectors of this processor hold, or beyond the end of the span.
+    /// Beyond the end of the span.
     #[inline(always)]
     pub(crate) fn copy_vectors_to(
         &self,
         at: usize,
         len: usize,
-        target: &mut [MaybeUninit<u8>; Vectors::COPIED],
-        vectors: Vectors,
+        target: &mut [MaybeUninit<u8>; VectorCopy::COPIED],
     ) {
-        assert!(len < vectors.len_end && at <= SPAN_LEN - Vectors::COPIED, "inside of both");
+        assert!(at <= SPAN_LEN - VectorCopy::COPIED, "inside the span");
         #[cfg(target_arch = "x86_64")]
         {
             let (from, to) = (self.pointer.wrapping_add(at), target.as_mut_ptr());
-            // SAFETY: the processor has vectors, or no length would be below their end; one of them is
-            // inside the span, which may be changing, and inside the target. Registers from 16 on leave
-            // the state of the first ones, in which older instructions work, as it is.
+            // SAFETY: `VectorCopy::works` was asked. The vector is inside the span, which may be changing,
+            // and inside the target. Registers from 16 on leave the state of the first ones, in which
+            // older instructions work, as it is.
             unsafe {
                 std::arch::asm!(
                     "vmovdqu64 zmm16, [{from}]",
@@ -257,20 +296,14 @@ impl RacySpan {
                     options(nostack, preserves_flags),
                 );
             }
-            if len > Vectors::LEN {
-                // The last vector of the value, so as to touch no cache line beyond it, with its bytes
-                // moved to where they are in the second one.
-                let order = VECTOR_ORDER.as_ptr().wrapping_add(Vectors::COPIED - len);
-                // SAFETY: as above, and `order` is less than a vector from the start of a table of two.
+            if len > VectorCopy::COPIED / 2 {
+                // SAFETY: as above.
                 unsafe {
                     std::arch::asm!(
-                        "vmovdqu64 zmm16, [{order}]",
-                        "vpermb zmm16, zmm16, [{from} + {len} - 64]",
+                        "vmovdqu64 zmm16, [{from} + 64]",
                         "vmovdqu64 [{to} + 64], zmm16",
-                        order = in(reg) order,
                         from = in(reg) from,
                         to = in(reg) to,
-                        len = in(reg) len,
                         out("zmm16") _,
                         options(nostack, preserves_flags),
                     );
@@ -278,21 +311,18 @@ impl RacySpan {
             }
         }
         #[cfg(not(target_arch = "x86_64"))]
-        self.copy_to(at, len, target);
+        self.copy_to(at, len.min(target.len()), target);
     }
 }
 
-/// From which byte of a vector each of another is: from the one as far behind as this begins.
-#[cfg(target_arch = "x86_64")]
-static VECTOR_ORDER: [u8; Vectors::COPIED] = {
-    let mut order = [0; Vectors::COPIED];
-    let mut at = 0;
-    while at < order.len() {
-        order[at] = at as u8;
-        at += 1;
-    }
-    order
-};
+/// A word that may be changing, as it is now: a load that the compiler may make part of the instruction
+/// that wants the word, as it does not those of atomics. Orders nothing.
+#[inline(always)]
+pub(crate) fn racy(word: &AtomicU64) -> u64 {
+    // SAFETY: the word is there and aligned. It may be changing; volatile, so that it is loaded here and
+    // once, and whole as words that are aligned are.
+    unsafe { word.as_ptr().read_volatile() }
+}
 
 /// The same pointer, of which the compiler knows nothing: so it keeps it in one register, where it would
 /// else keep what it is the sum of in two, of which a lookup has none to spare.
@@ -317,61 +347,49 @@ pub(crate) fn in_one_register<T>(pointer: *const T) -> *const T {
     }
 }
 
-/// The same number, worked out before what follows: else the compiler may begin with a part that is not
-/// there yet, and have all the rest wait for it.
-#[inline(always)]
-pub(crate) fn worked_out(number: u64) -> u64 {
-    #[cfg(target_arch = "x86_64")]
-    {
-        let mut number = number;
-        // SAFETY: no instruction at all.
-        unsafe {
-            std::arch::asm!("/* {0} */", inout(reg) number, options(pure, nomem, nostack, preserves_flags));
-        }
-        number
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        number
-    }
-}
+/// Copying in vectors of 64 bytes.
+pub(crate) struct VectorCopy;
 
-/// Whether the processor has vectors of 64 bytes. Asked for by the comparison of lengths that is there
-/// anyway, so that it costs nothing to ask.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Vectors {
-    /// Values shorter than this are copied in vectors.
-    len_end: usize,
-}
-
-impl Vectors {
-    #[cfg(target_arch = "x86_64")]
-    const LEN: usize = 64;
-
-    /// Bytes written to for any value that is copied in vectors.
+impl VectorCopy {
+    /// Bytes written to for any value that is copied so.
     pub(crate) const COPIED: usize = 128;
 
-    pub(crate) fn of_this_processor() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        let has_them = std::arch::is_x86_feature_detected!("avx512f")
-            && std::arch::is_x86_feature_detected!("avx512vbmi");
-        #[cfg(not(target_arch = "x86_64"))]
-        let has_them = false;
-        Self { len_end: if has_them { Self::COPIED + 1 } else { 0 } }
-    }
+    /// Longest value that is copied so. One less than a power of two, so that a mask tells.
+    pub(crate) const LEN_MAX: usize = Self::COPIED - 1;
 
-    /// Values shorter than this are to be copied in vectors, where there is room for so much.
-    #[inline(always)]
-    pub(crate) fn len_end_in(self, room: usize) -> usize {
-        if room >= Self::COPIED { self.len_end } else { 0 }
+    /// Whether this processor has such vectors.
+    pub(crate) fn works() -> bool {
+        #[cfg(target_arch = "x86_64")]
+        {
+            std::arch::is_x86_feature_detected!("avx512f")
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            false
+        }
     }
 }
 
 /// What is copied at once: 16 bytes, as every processor of the kind can.
 #[cfg(target_arch = "x86_64")]
-type Wide = std::arch::x86_64::__m128i;
+pub(crate) type Wide = std::arch::x86_64::__m128i;
 #[cfg(not(target_arch = "x86_64"))]
-type Wide = [u64; 2];
+pub(crate) type Wide = [u64; 2];
+
+/// The two numbers of 64 bits in 16 bytes. Costs nothing as long as nobody wants them.
+#[inline(always)]
+pub(crate) fn halves(wide: Wide) -> [u64; 2] {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_mm_cvtsi128_si64, _mm_unpackhi_epi64};
+        // SAFETY: SSE2 is part of x86_64.
+        unsafe { [wide, _mm_unpackhi_epi64(wide, wide)].map(|wide| _mm_cvtsi128_si64(wide) as u64) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        wide
+    }
+}
 
 /// Where a value is copied to, to be looked at once it is known to be whole.
 pub(crate) struct CopyBuffer {
@@ -428,35 +446,51 @@ impl Target {
 mod tests {
     use super::*;
 
-    fn racy(bytes: &[u8]) -> RacyBytes {
+    fn region(bytes: &[u8]) -> RacyBytes {
         // SAFETY: the tests keep the bytes.
         unsafe { RacyBytes::new(bytes.as_ptr(), bytes.len() - SPAN_LEN) }
+    }
+
+    /// Whether a difference is told.
+    fn differs(span: &RacySpan, at: usize, bytes: &[u8]) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        {
+            // SAFETY: both are 16 bytes, of which any are values.
+            let bits = |wide| unsafe { std::mem::transmute::<Wide, u128>(wide) };
+            span.difference(at, bytes).is_some_and(|difference| bits(difference) != 0)
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            (16..=32).contains(&bytes.len()) && !span.has(at, bytes)
+        }
     }
 
     #[test]
     fn what_begins_beyond_the_end_is_not_read() {
         let bytes = vec![7; SPAN_LEN + 100];
-        assert!(racy(&bytes).span(100).is_some());
-        assert!(racy(&bytes).span(101).is_none());
-        assert!(racy(&bytes).span(usize::MAX).is_none());
+        assert!(region(&bytes).span(100).is_some());
+        assert!(region(&bytes).span(101).is_none());
+        assert!(region(&bytes).span(usize::MAX).is_none());
     }
 
     #[test]
     fn what_is_copied_and_compared_is_what_is_there_at_every_length_and_place() {
         let len = SPAN_LEN + 1200;
         let bytes: Vec<u8> = (0..len).map(|at| (at % 251) as u8).collect();
-        let racy = racy(&bytes);
+        let region = region(&bytes);
         let mut buffer = CopyBuffer::new();
         for len in (0..300).chain([1000, 1023, 1024]) {
             for (offset, at) in [(0, 0), (1, 16), (4, 1), (13, 57)] {
-                let span = racy.span(offset).unwrap();
+                let span = region.span(offset).unwrap();
                 let expected = &bytes[offset + at..][..len];
                 assert_eq!(span.copy(at, len, &mut buffer), expected);
-                assert!(span.has(at, expected));
+                assert!(span.has(at, expected) && !differs(&span, at, expected));
                 for wrong in 0..len {
                     let mut other = expected.to_vec();
                     other[wrong] ^= 1;
                     assert!(!span.has(at, &other), "byte {wrong} of {len}");
+                    let told = (16..=32).contains(&len);
+                    assert_eq!(differs(&span, at, &other), told, "byte {wrong} of {len}");
                 }
             }
         }
@@ -464,28 +498,30 @@ mod tests {
 
     #[test]
     fn what_is_copied_in_vectors_is_what_is_there_and_no_more_than_these_is_written() {
-        let vectors = Vectors::of_this_processor();
+        if !VectorCopy::works() {
+            return;
+        }
+        const COPIED: usize = VectorCopy::COPIED;
         let bytes: Vec<u8> = (0..SPAN_LEN + 300).map(|at| (at % 251) as u8).collect();
-        for len in 0..vectors.len_end_in(Vectors::COPIED) {
+        for len in 0..=VectorCopy::LEN_MAX {
             for at in [0, 1, 17, 63] {
-                let mut target = [MaybeUninit::new(255); 3 * Vectors::COPIED];
-                let within = target[Vectors::COPIED..].first_chunk_mut().unwrap();
-                racy(&bytes).span(5).unwrap().copy_vectors_to(at, len, within, vectors);
+                let mut target = [MaybeUninit::new(255); 3 * COPIED];
+                let within = target[COPIED..].first_chunk_mut().unwrap();
+                region(&bytes).span(5).unwrap().copy_vectors_to(at, len, within);
                 // SAFETY: all were written when it was made.
                 let target = target.map(|byte| unsafe { byte.assume_init() });
-                let (before, rest) = target.split_at(Vectors::COPIED);
-                let (within, behind) = rest.split_at(Vectors::COPIED);
+                let (before, rest) = target.split_at(COPIED);
+                let (within, behind) = rest.split_at(COPIED);
                 assert_eq!(within[..len], bytes[5 + at..][..len]);
                 assert!(before.iter().chain(behind).all(|&byte| byte == 255));
             }
         }
-        assert_eq!(vectors.len_end_in(Vectors::COPIED - 1), 0);
     }
 
     #[test]
     #[should_panic(expected = "inside the span")]
     fn numbers_beyond_a_span_are_not_read() {
         let bytes = vec![7; SPAN_LEN];
-        racy(&bytes).span(0).unwrap().u64(SPAN_LEN - 7);
+        region(&bytes).span(0).unwrap().u64(SPAN_LEN - 7);
     }
 }

@@ -9,6 +9,9 @@
 //! and have no instruction that waits for all earlier loads: the processor begins the next
 //! lookup while the cache misses of this one are under way.
 //!
+//! A flush that waits for its time is marked in the number, too, so that a reader who has no other reason
+//! to look for one needs not look: there is none.
+//!
 //! Cost: a reader, two loads of a line that only writers change; a writer, two stores.
 
 #[cfg(loom)]
@@ -16,7 +19,14 @@ use loom::sync::atomic::{AtomicU64, Ordering, fence};
 #[cfg(not(loom))]
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-/// Counts changes. Odd while one is under way.
+/// Set while a change is under way.
+const CHANGING: u64 = 1;
+/// Set while a flush waits for its time.
+const FLUSH_WAITS: u64 = 2;
+/// What changes are counted by.
+const CHANGE: u64 = 4;
+
+/// Counts changes, above two marks.
 pub(crate) struct Sequence {
     number: AtomicU64,
 }
@@ -34,8 +44,8 @@ impl Sequence {
     #[inline]
     pub(crate) fn begin_write(&self) {
         let number = self.number.load(Ordering::Relaxed);
-        debug_assert!(number.is_multiple_of(2), "one writer at a time");
-        self.number.store(number.wrapping_add(1), Ordering::Relaxed);
+        debug_assert!(number & CHANGING == 0, "one writer at a time");
+        self.number.store(number | CHANGING, Ordering::Relaxed);
         // Whoever sees a byte written from here on sees the odd number, too.
         fence(Ordering::Release);
     }
@@ -44,21 +54,37 @@ impl Sequence {
     #[inline]
     pub(crate) fn end_write(&self) {
         let number = self.number.load(Ordering::Relaxed);
-        debug_assert!(!number.is_multiple_of(2), "a change was under way");
-        self.number.store(number.wrapping_add(1), Ordering::Release);
+        debug_assert!(number & CHANGING != 0, "a change was under way");
+        self.number.store(number.wrapping_add(CHANGE - CHANGING), Ordering::Release);
+    }
+
+    /// Marks whether a flush waits for its time. Within a change only.
+    #[inline]
+    pub(crate) fn mark_flush(&self, waits: bool) {
+        let number = self.number.load(Ordering::Relaxed);
+        debug_assert!(number & CHANGING != 0, "a change is under way");
+        let marked = number & !FLUSH_WAITS | if waits { FLUSH_WAITS } else { 0 };
+        self.number.store(marked, Ordering::Relaxed);
     }
 
     /// Whether the change under way is the first since `then`. For the holder of the lock only.
     #[inline]
     pub(crate) fn is_first_since(&self, then: Moment) -> bool {
-        self.number.load(Ordering::Relaxed) == then.0.wrapping_add(1)
+        self.number.load(Ordering::Relaxed) == then.0 | CHANGING
     }
 
     /// Now, unless a change is under way.
     #[inline(always)]
     pub(crate) fn now(&self) -> Option<Moment> {
         let number = self.number.load(Ordering::Acquire);
-        number.is_multiple_of(2).then_some(Moment(number))
+        (number & CHANGING == 0).then_some(Moment(number))
+    }
+
+    /// Now, unless a change is under way or a flush waits for its time.
+    #[inline(always)]
+    pub(crate) fn now_without_flush(&self) -> Option<Moment> {
+        let number = self.number.load(Ordering::Acquire);
+        (number & (CHANGING | FLUSH_WAITS) == 0).then_some(Moment(number))
     }
 
     /// Whether all that was read since `then` is of one piece.
@@ -90,6 +116,29 @@ mod tests {
         assert!(!sequence.is_first_since(then));
         sequence.end_write();
         assert_ne!(sequence.now(), Some(then));
+    }
+
+    #[test]
+    fn a_mark_of_a_waiting_flush_lasts_over_changes_until_it_is_taken_off() {
+        let sequence = Sequence::new();
+        let mark = |waits| {
+            sequence.begin_write();
+            sequence.mark_flush(waits);
+            sequence.end_write();
+        };
+        let then = sequence.now_without_flush().unwrap();
+        mark(true);
+        assert!(!sequence.is_still(then));
+        for _ in 0..3 {
+            assert_eq!(sequence.now_without_flush(), None);
+            assert!(sequence.is_still(sequence.now().unwrap()));
+            sequence.begin_write();
+            assert_eq!(sequence.now(), None);
+            sequence.end_write();
+        }
+        mark(false);
+        assert_eq!(sequence.now_without_flush(), sequence.now());
+        assert!(sequence.now().is_some_and(|now| now != then));
     }
 }
 

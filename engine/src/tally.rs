@@ -44,36 +44,46 @@ impl Tally {
 
     #[inline(always)]
     pub(crate) fn hit(&self) {
-        self.add(|counters| &counters.hits);
+        self.add(1, 0);
     }
 
     #[inline(always)]
     pub(crate) fn miss(&self) {
-        self.add(|counters| &counters.misses);
+        self.add(0, 1);
     }
 
+    /// Counts so many.
     #[inline(always)]
-    fn add(&self, counter: impl Fn(&Counters) -> &AtomicU64) {
+    pub(crate) fn add(&self, hits: u64, misses: u64) {
         let distance = OWN.get();
         if distance >= SHARED * PLACE_LEN {
-            return self.add_without_place(counter);
+            return self.add_without_place(hits, misses);
         }
         // SAFETY: it is a multiple of a place's length, and below that of the last.
-        let place = unsafe { &*self.places.as_ptr().byte_add(distance) };
-        let own = counter(&place.0);
-        // Nobody else adds to it.
-        own.store(own.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        let Place(own) = unsafe { &*self.places.as_ptr().byte_add(distance) };
+        let add = |counter: &AtomicU64, more: u64| {
+            // Nobody else adds to it.
+            counter.store(counter.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
+        };
+        if hits > 0 {
+            add(&own.hits, hits);
+        }
+        if misses > 0 {
+            add(&own.misses, misses);
+        }
     }
 
     /// For a thread that has not asked for a place yet, or got none.
     #[cold]
     #[inline(never)]
-    fn add_without_place(&self, counter: impl Fn(&Counters) -> &AtomicU64) {
+    fn add_without_place(&self, hits: u64, misses: u64) {
         if OWN.get() == UNKNOWN * PLACE_LEN {
             // A thread that is being torn down has no lease any more: it shares.
             OWN.set(LEASE.try_with(|lease| lease.place).unwrap_or(SHARED) * PLACE_LEN);
         }
-        counter(&self.places[OWN.get() / PLACE_LEN].0).fetch_add(1, Ordering::Relaxed);
+        let Place(own) = &self.places[OWN.get() / PLACE_LEN];
+        own.hits.fetch_add(hits, Ordering::Relaxed);
+        own.misses.fetch_add(misses, Ordering::Relaxed);
     }
 
     /// What was counted since the last reset.

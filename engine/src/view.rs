@@ -19,15 +19,17 @@
 //! Cost: no store to shared memory. One cache line of the view, one for the bucket, those of the
 //! item, and a second copy of the value.
 
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use crate::extent::{Extent, RacyExtent};
 use crate::heap::{NIL, Slot};
-use crate::index::{ITEM_END, ITEM_LINES, RacyBucket, prefetch, prefetch_early};
-use crate::item::{Head, Parts, Plain, SMALL_LEN_MAX, Unmoved};
+use crate::index::{ITEM_END, ITEM_LINES, RacyBucket, prefetch_early};
+use crate::item::{Head, Parts, Plain, SMALL_LEN_MAX, Unmoved, VALUE_LEN_AT};
 use crate::policy::PolicyKind;
-use crate::racy::{CopyBuffer, RacyBytes, RacySpan, Vectors, in_one_register};
+use crate::racy::{CopyBuffer, RacyBytes, RacySpan, VectorCopy, halves, in_one_register};
 use crate::region::Region;
 use crate::seqlock::{Moment, Sequence};
 use crate::shard::Shard;
@@ -43,7 +45,8 @@ pub(crate) struct ShardView {
     directory: AtomicPtr<AtomicUsize>,
     bytes: RacyBytes,
     unmoved: Unmoved,
-    vectors: Vectors,
+    /// Whether values of unmoved items are copied in vectors.
+    in_vectors: bool,
     granule_shift: u32,
     /// Bytes of an item before its optional parts. Narrow, so that the compiler knows that keys and small
     /// values behind it end inside a span.
@@ -59,9 +62,6 @@ const _: () = assert!(VIEW_LEN.is_power_of_two() && VIEW_LEN > 1);
 /// The views of a store's shards.
 pub(crate) struct Views {
     views: Box<[ShardView]>,
-    /// The top bits of a hash choose the shard. Shifted by this, they lie as in the distance of its
-    /// view from the first, in bytes.
-    shift: u32,
 }
 
 impl Views {
@@ -69,29 +69,53 @@ impl Views {
     /// When there are not a power of two.
     pub(crate) fn new(views: Box<[ShardView]>) -> Self {
         assert!(views.len().is_power_of_two(), "so that a mask never leads beyond them");
-        let shift = u64::BITS - (views.len() * VIEW_LEN).trailing_zeros();
-        Self { shift, views }
+        Self { views }
     }
 
-    /// The number of the shard of a hash.
+    /// The views by the hashes of their keys.
     #[inline(always)]
-    pub(crate) fn number(&self, hash: u64) -> usize {
-        (hash >> self.shift) as usize / VIEW_LEN
-    }
-
-    #[inline(always)]
-    pub(crate) fn of(&self, hash: u64) -> &ShardView {
-        debug_assert!(self.number(hash) < self.views.len());
-        let distance = (hash >> self.shift) as usize & !(VIEW_LEN - 1);
-        // SAFETY: as many bits are left as number the views, which are a power of two: see `new`.
-        let view = unsafe { self.views.as_ptr().byte_add(distance) };
-        // SAFETY: as above.
-        unsafe { &*in_one_register(view) }
+    pub(crate) fn by_hash(&self) -> ViewsByHash<'_> {
+        let mask = (self.views.len() - 1) * VIEW_LEN;
+        ViewsByHash { first: self.views.as_ptr(), mask, views: PhantomData }
     }
 
     #[inline]
     pub(crate) fn numbered(&self, number: usize) -> &ShardView {
         &self.views[number]
+    }
+}
+
+/// Which view is a hash's, found by two numbers at hand.
+#[derive(Clone, Copy)]
+pub(crate) struct ViewsByHash<'a> {
+    first: *const ShardView,
+    /// Distance of the last view from the first, in bytes: all bits of the distance of any.
+    mask: usize,
+    views: PhantomData<&'a [ShardView]>,
+}
+
+/// The bits of a hash from this one on choose the shard.
+const SHARD_SHIFT: u32 = 48;
+
+impl<'a> ViewsByHash<'a> {
+    /// Distance of the view of a hash from the first, in bytes.
+    #[inline(always)]
+    fn distance(self, hash: u64) -> usize {
+        (hash >> (SHARD_SHIFT - VIEW_LEN.trailing_zeros())) as usize & self.mask
+    }
+
+    /// The number of the shard of a hash.
+    #[inline(always)]
+    pub(crate) fn number(self, hash: u64) -> usize {
+        self.distance(hash) / VIEW_LEN
+    }
+
+    #[inline(always)]
+    pub(crate) fn of(self, hash: u64) -> &'a ShardView {
+        // SAFETY: the distance is that of a view, as they are a power of two: see `Views::new`.
+        let view = unsafe { self.first.byte_add(self.distance(hash)) };
+        // SAFETY: as above.
+        unsafe { &*in_one_register(view) }
     }
 }
 
@@ -105,13 +129,15 @@ impl ShardView {
     /// The view of a shard. Must go no later than the shard, whose directory it reads.
     pub(crate) fn new(shard: &Shard, policy: PolicyKind, start_ms: u64) -> Self {
         let (region, granule_shift) = shard.items.heap.region();
+        let in_vectors = VectorCopy::works();
+        let value_len_max = if in_vectors { VectorCopy::LEN_MAX } else { SMALL_LEN_MAX };
         let view = Self {
             sequence: Sequence::new(),
             extent: RacyExtent::new(Extent::CLOSED),
             directory: AtomicPtr::default(),
             bytes: region.racy(),
-            unmoved: Unmoved::new(policy.settled(), start_ms),
-            vectors: Vectors::of_this_processor(),
+            unmoved: Unmoved::new(policy.settled(), start_ms, value_len_max),
+            in_vectors,
             granule_shift,
             fixed_len: shard.items.fixed_len() as u8,
             _region: Arc::clone(region),
@@ -148,9 +174,24 @@ impl ShardView {
         RacyBucket::new(unsafe { self.bytes.span_inside(self.bucket_at(hash)) })
     }
 
+    /// Copies the value of an unmoved item, `at` bytes from its start, to the start of `target`. Returns its
+    /// length, of which as little is to be believed as of the value; `None` when there is no room for what is written.
     #[inline(always)]
-    pub(crate) fn vectors(&self) -> Vectors {
-        self.vectors
+    pub(crate) fn copy_unmoved(
+        &self,
+        item: RacySpan,
+        at: usize,
+        target: &mut [MaybeUninit<u8>],
+    ) -> Option<usize> {
+        if self.in_vectors {
+            // The lowest bits of the length are all of it: see `new`.
+            let len = usize::from(item.u8(VALUE_LEN_AT));
+            item.copy_vectors_to(at, len, target.first_chunk_mut()?);
+            return Some(len);
+        }
+        let len = item.u32(VALUE_LEN_AT) as usize & SMALL_LEN_MAX;
+        item.copy_to(at, len, target.get_mut(..len)?);
+        Some(len)
     }
 
     #[inline(always)]
@@ -232,7 +273,7 @@ impl ShardView {
     #[inline(always)]
     pub(crate) fn glance(&self, hash: u64) -> Glance {
         let bucket = self.bucket(hash);
-        let matches = bucket.matching(hash);
+        let matches = bucket.matching_loosely(hash);
         if matches == 0 {
             return if bucket.overflow() == NIL { Glance::Absent } else { Glance::Beyond };
         }
@@ -243,13 +284,13 @@ impl ShardView {
     #[inline(always)]
     pub(crate) fn unmoved_at(&self, slot: Slot, key: &[u8], now_ms: u64) -> Option<Sighting> {
         let item = self.bytes.span(self.offset(slot))?.in_one_register();
-        // The value's last line: where it is is known when the head is there, a miss later.
-        prefetch(item.address().wrapping_add(ITEM_END));
-        let head = Head::new(slot, item.u64(0), item.u64(8));
         let parts = Parts::none(usize::from(self.fixed_len));
-        let is_it =
-            head.is_unmoved(key.len(), now_ms, &self.unmoved) && item.has(parts.key_at, key);
-        is_it.then_some(Sighting { head, parts, item })
+        let words = item.wide(0);
+        if !self.unmoved.is_it(words, item, key, parts.key_at, now_ms) {
+            return None;
+        }
+        let [first, word] = halves(words);
+        Some(Sighting { head: Head::new(slot, first, word), parts, item })
     }
 
     /// The item in this slot if it has this key and is plain and small; `None` if it is not so, or may

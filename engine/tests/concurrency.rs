@@ -350,10 +350,11 @@ fn append(store: &Store, key: &[u8], options: &GetOptions) -> Appended<usize> {
     let more = if key.len().is_multiple_of(2) { 256 } else { 0 };
     let mut out = Vec::with_capacity(BEFORE.len() + key.len() * 8 + more);
     out.extend_from_slice(BEFORE);
-    let appended = store.get_into(key, Store::hash(key), options, NOW, &mut out, |info, out| {
-        out.push(b':');
-        Some(info.value_len)
-    });
+    let appended =
+        store.reads().get_into(key, Store::hash(key), options, NOW, &mut out, |info, out| {
+            out.push(b':');
+            Some(info.value_len)
+        });
     let Appended::Hit(value_len) = appended else {
         assert_eq!(out, BEFORE);
         return appended;

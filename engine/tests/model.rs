@@ -174,11 +174,17 @@ fn read(store: &Store, key: u8, options: &GetOptions, now: u64) -> Option<(ItemI
         // With much room, with little and with none.
         let mut out = Vec::with_capacity([0, 64, 512][usize::from(key / 2 % 3)]);
         out.extend_from_slice(b"before");
-        let appended =
-            store.get_into(&bytes, Store::hash(&bytes), options, now, &mut out, |info, out| {
+        let appended = store.reads().get_into(
+            &bytes,
+            Store::hash(&bytes),
+            options,
+            now,
+            &mut out,
+            |info, out| {
                 out.extend_from_slice(b"begun");
                 Some(*info)
-            });
+            },
+        );
         match appended {
             Appended::Hit(info) => {
                 let value = out.strip_prefix(b"beforebegun").expect("in this order");

@@ -7,8 +7,8 @@
 
 use kiln_engine::{
     Appended, ArithmeticOptions, ArithmeticOutcome, DeleteOptions, DeleteOutcome, Direction,
-    Expiry, GetOptions, ItemInfo, Refill, Store, TouchOutcome, Value, WriteMode, WriteOptions,
-    WriteOutcome,
+    Expiry, GetOptions, ItemInfo, Reads, Refill, Store, TouchOutcome, Value, WriteMode,
+    WriteOptions, WriteOutcome,
 };
 use kiln_protocol::command::{self, Command, ItemMeta, Outcome, RefillRight, StoreMode, Ttl};
 
@@ -34,7 +34,7 @@ pub(crate) trait Sink {
 
 /// A read that asks for nothing but what is there.
 pub(crate) struct PlainRead<'a> {
-    store: &'a Store,
+    pub(crate) store: &'a Store,
     key: &'a [u8],
     hash: u64,
     no_bump: bool,
@@ -42,18 +42,19 @@ pub(crate) struct PlainRead<'a> {
 }
 
 impl PlainRead<'_> {
-    /// Appends what `begin` does and, if that returns something, the value: see
-    /// [`Store::get_into`].
+    /// Appends what `begin` does and, if that returns something, the value: see [`Reads::get_into`]. `reads`
+    /// are of the same store.
     #[inline]
     pub(crate) fn append<A>(
         &self,
+        reads: &mut Reads<'_>,
         replies: &mut Vec<u8>,
         begin: impl FnOnce(&ItemMeta, &mut Vec<u8>) -> Option<A>,
     ) -> Appended<A> {
         const QUIET: GetOptions = GetOptions { no_bump: true, ..GetOptions::PLAIN };
         let options = if self.no_bump { &QUIET } else { &GetOptions::PLAIN };
         let now_ms = self.now_ms;
-        self.store.get_into(self.key, self.hash, options, now_ms, replies, |info, replies| {
+        reads.get_into(self.key, self.hash, options, now_ms, replies, |info, replies| {
             begin(&meta(info, now_ms), replies)
         })
     }

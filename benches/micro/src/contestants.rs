@@ -16,7 +16,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ahash::RandomState;
-use kiln_engine::{Appended, GetOptions, Store, StoreConfig, StoreError, Value, WriteOptions};
+use kiln_engine::{
+    Appended, GetOptions, Reads, Store, StoreConfig, StoreError, Value, WriteOptions, vectored,
+};
 use parking_lot::Mutex;
 
 use crate::keys::{KEY_LEN, Key, VALUE_LEN, key, value};
@@ -345,9 +347,16 @@ impl Kiln {
 
     /// As the server reads: straight into its output, and in the other way what cannot be read so.
     #[inline(always)]
-    fn get_hashed(&self, key: &Key, hash: u64, now_ms: u64, into: &mut Vec<u8>) -> bool {
+    fn get_hashed(
+        &self,
+        reads: &mut Reads<'_>,
+        key: &Key,
+        hash: u64,
+        now_ms: u64,
+        into: &mut Vec<u8>,
+    ) -> bool {
         into.clear();
-        match self.store.get_into(key, hash, &GetOptions::PLAIN, now_ms, into, |_, _| Some(())) {
+        match reads.get_into(key, hash, &GetOptions::PLAIN, now_ms, into, |_, _| Some(())) {
             Appended::Hit(_) => true,
             Appended::Miss => false,
             Appended::Undone => self.get_involved(key, hash, now_ms, into),
@@ -355,6 +364,7 @@ impl Kiln {
     }
 
     #[cold]
+    #[inline(never)]
     fn get_involved(&self, key: &Key, hash: u64, now_ms: u64, into: &mut Vec<u8>) -> bool {
         let copy = |_: &_, value: Value<'_>| match value {
             Value::Inline(bytes) => into.extend_from_slice(bytes),
@@ -374,6 +384,7 @@ impl Kiln {
     #[inline(always)]
     fn operate<const WORK: u8>(
         &self,
+        reads: &mut Reads<'_>,
         at: usize,
         key: &Key,
         hash: u64,
@@ -384,7 +395,7 @@ impl Kiln {
             self.set_hashed(key, hash, &value(key), now_ms);
             return false;
         }
-        let hit = self.get_hashed(key, hash, now_ms, buffer);
+        let hit = self.get_hashed(reads, key, hash, now_ms, buffer);
         if hit {
             black_box(buffer);
         } else if WORK == Work::GetOrSet as u8 {
@@ -394,15 +405,17 @@ impl Kiln {
     }
 
     /// A pass, one operation after the other.
-    #[inline(never)]
+    #[inline(always)]
     fn singly<const WORK: u8>(&self, keys: &[Key]) -> usize {
         let mut buffer = Vec::with_capacity(OUTPUT_LEN);
         let (mut at, mut hits) = (0, 0);
         for keys in keys.chunks(CLOCK_EVERY) {
             let now_ms = self.now_ms();
+            let mut reads = self.store.reads();
             for key in keys {
                 let hash = Store::hash(key);
-                hits += usize::from(self.operate::<WORK>(at, key, hash, now_ms, &mut buffer));
+                let hit = self.operate::<WORK>(&mut reads, at, key, hash, now_ms, &mut buffer);
+                hits += usize::from(hit);
                 at += 1;
             }
         }
@@ -410,18 +423,20 @@ impl Kiln {
     }
 
     /// A pass with keys announced ahead.
-    #[inline(never)]
+    #[inline(always)]
     fn batched<const WORK: u8>(&self, keys: &[Key]) -> usize {
         let mut buffer = Vec::with_capacity(OUTPUT_LEN);
         let mut hashes = Vec::with_capacity(self.batch);
         let (mut at, mut hits) = (0, 0);
         for keys in keys.chunks(CLOCK_EVERY) {
             let now_ms = self.now_ms();
+            let mut reads = self.store.reads();
             for batch in keys.chunks(self.batch) {
                 hashes.clear();
                 hashes.extend(batch.iter().map(|key| Store::hash(key)));
                 for (key, hash) in batch.iter().zip(self.store.ahead(&hashes)) {
-                    hits += usize::from(self.operate::<WORK>(at, key, hash, now_ms, &mut buffer));
+                    let hit = self.operate::<WORK>(&mut reads, at, key, hash, now_ms, &mut buffer);
+                    hits += usize::from(hit);
                     at += 1;
                 }
             }
@@ -430,13 +445,47 @@ impl Kiln {
     }
 
     fn pass_of<const WORK: u8>(&self, keys: &[Key]) -> usize {
-        if self.batch == 1 { self.singly::<WORK>(keys) } else { self.batched::<WORK>(keys) }
+        if self.batch == 1 {
+            vectored(Singly::<WORK> { kiln: self, keys })
+        } else {
+            vectored(Batched::<WORK> { kiln: self, keys })
+        }
+    }
+}
+
+/// See [`Kiln::singly`].
+struct Singly<'a, const WORK: u8> {
+    kiln: &'a Kiln,
+    keys: &'a [Key],
+}
+
+impl<const WORK: u8> kiln_engine::Work for Singly<'_, WORK> {
+    type Output = usize;
+
+    #[inline(always)]
+    fn run(self) -> usize {
+        self.kiln.singly::<WORK>(self.keys)
+    }
+}
+
+/// See [`Kiln::batched`].
+struct Batched<'a, const WORK: u8> {
+    kiln: &'a Kiln,
+    keys: &'a [Key],
+}
+
+impl<const WORK: u8> kiln_engine::Work for Batched<'_, WORK> {
+    type Output = usize;
+
+    #[inline(always)]
+    fn run(self) -> usize {
+        self.kiln.batched::<WORK>(self.keys)
     }
 }
 
 impl Contestant for Kiln {
     fn get(&self, key: &Key, into: &mut Vec<u8>) -> bool {
-        self.get_hashed(key, Store::hash(key), self.now_ms(), into)
+        self.get_hashed(&mut self.store.reads(), key, Store::hash(key), self.now_ms(), into)
     }
 
     fn set(&self, key: &Key, value: &[u8]) {

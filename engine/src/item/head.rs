@@ -1,7 +1,7 @@
 //! The first words of an item, read once: what a look at it without the lock needs.
 
 use super::*;
-use crate::racy::worked_out;
+use crate::racy::{RacySpan, Wide};
 
 /// Marks of items whose reading takes more than a look.
 const INVOLVED: u64 = Mark::WIDE.0 | Mark::CHUNKED.0 | Mark::STALE.0 | Mark::GRANTED.0;
@@ -33,30 +33,6 @@ impl Head {
     #[inline(always)]
     pub(crate) fn value_len(self) -> usize {
         (self.word & ((1 << VALUE_BITS) - 1)) as usize
-    }
-
-    /// Whether this is an [`Unmoved`] item with a key so long.
-    #[inline(always)]
-    pub(crate) fn is_unmoved(self, key_len: usize, now_ms: u64, unmoved: &Unmoved) -> bool {
-        // Lengths that no key has, have bits beyond the mask.
-        let key = (key_len as u64).wrapping_sub(1) << KEY_SHIFT;
-        self.word & unmoved.mask == key.wrapping_add(unmoved.value)
-            && self.is_used_lately_about(now_ms, unmoved)
-    }
-
-    /// [`is_used_lately`](Self::is_used_lately), or so a second sooner or later. The first word ends in
-    /// the version, which stands here for the part of a second.
-    #[inline(always)]
-    fn is_used_lately_about(self, now_ms: u64, unmoved: &Unmoved) -> bool {
-        // What exceeds 64 bits is what exceeds 16 bits of the seconds.
-        let now = worked_out(now_ms.wrapping_mul(PER_MS).wrapping_sub(unmoved.early));
-        now.wrapping_sub(self.first) < unmoved.idle_end
-    }
-
-    /// The length of a value that is known to be at most [`SMALL_LEN_MAX`].
-    #[inline(always)]
-    pub(crate) fn small_value_len(self) -> usize {
-        self.word as usize & SMALL_LEN_MAX
     }
 
     /// Reads the optional parts of a plain item; `None` when it is another. `u32_at` and `u64_at`
@@ -121,39 +97,113 @@ impl Head {
     }
 }
 
-/// Most items that are hit: without optional parts, small, and left as they are by a read. Told by one
-/// comparison: what the second word of such an item is where it is not length or seconds.
+/// Most items that are hit: without optional parts, small, and left as they are by a read.
 ///
-/// What can be worked out before the item is there, is: while it is on its way, all that waits for it
-/// takes up the processor's room for what comes after.
+/// Both words of an item and its key are compared in vectors, and the outcome is asked for once: for each
+/// question of its own a processor would have to foretell the answer while the item is on its way from
+/// memory, and it can hold only so many instructions that wait for that. What can be worked out before the
+/// item is there, is.
 #[derive(Clone, Copy, Debug)]
+#[repr(align(16))]
 pub(crate) struct Unmoved {
-    mask: u64,
-    value: u64,
-    /// A second before the start, in seconds by 2^48: one used a moment ahead is used lately.
-    early: u64,
-    /// How long after `early` a use is no longer lately, in the same. Here rather than as a constant, which
-    /// would be an instruction more.
-    idle_end: u64,
+    /// The bits of the two words that tell: of the first the seconds, of the second all but length and
+    /// seconds.
+    mask: [u64; 2],
+    /// What they are to be, but for the time and the key's length.
+    base: [u64; 2],
+    /// By how much 16 bits of them may be less: the seconds by those of a use that is lately; those below
+    /// by anything.
+    less_max: [u16; 8],
 }
 
 /// Seconds by 2^48 in a millisecond.
 const PER_MS: u64 = (1_u64 << VERSION_BITS).div_ceil(1000);
 
 impl Unmoved {
-    /// `settled` are the policy's bits that a hit leaves as they are; `start_ms` is when seconds begin.
-    pub(crate) fn new(settled: Settled, start_ms: u64) -> Self {
+    /// `settled` are the policy's bits that a hit leaves as they are; `start_ms` is when seconds begin;
+    /// `value_len_max` is the longest small value, one less than a power of two.
+    pub(crate) fn new(settled: Settled, start_ms: u64, value_len_max: usize) -> Self {
         const KEY_LEN: u64 = 0x7fff << KEY_SHIFT;
-        const VALUE_LEN: u64 = ((1 << VALUE_BITS) - 1) & !(SMALL_LEN_MAX as u64);
         const PARTS: u64 = INVOLVED | Mark::FLAGS.0 | Mark::TTL.0;
+        debug_assert!((value_len_max + 1).is_power_of_two() && value_len_max <= SMALL_LEN_MAX);
         let bits = |bits: u8| Mark::FETCHED.0 | u64::from(bits) << POLICY_SHIFT;
-        let mask = bits(settled.mask) | PARTS | KEY_LEN | VALUE_LEN;
+        let value_len = ((1 << VALUE_BITS) - 1) & !(value_len_max as u64);
+        // One used a moment ahead is used lately: as if it were a second later.
+        let start = start_ms.wrapping_sub(1000).wrapping_mul(PER_MS);
         Self {
-            mask,
-            value: bits(settled.value),
-            early: start_ms.wrapping_sub(1000).wrapping_mul(PER_MS),
-            idle_end: u64::from(USED_STEP_S + 1) << VERSION_BITS,
+            mask: [!VERSION_MASK, bits(settled.mask) | PARTS | KEY_LEN | value_len],
+            base: [start.wrapping_neg(), bits(settled.value)],
+            less_max: [u16::MAX, u16::MAX, u16::MAX, USED_STEP_S as u16, 0, 0, 0, 0],
         }
+    }
+
+    /// Whether the item here, which begins with these words, has this key, at `key_at`, and is unmoved.
+    #[inline(always)]
+    pub(crate) fn is_it(
+        &self,
+        words: Wide,
+        item: RacySpan,
+        key: &[u8],
+        key_at: usize,
+        now_ms: u64,
+    ) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::{
+                _mm_cmpeq_epi8, _mm_movemask_epi8, _mm_or_si128, _mm_setzero_si128,
+            };
+            let head = self.difference(words, key.len(), now_ms);
+            // SAFETY: SSE2 is part of x86_64.
+            let is_none = |difference| unsafe {
+                _mm_movemask_epi8(_mm_cmpeq_epi8(difference, _mm_setzero_si128())) == 0xffff
+            };
+            match item.difference(key_at, key) {
+                // SAFETY: as above.
+                Some(of_key) => is_none(unsafe { _mm_or_si128(head, of_key) }),
+                None => is_none(head) && item.has(key_at, key),
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            self.holds(words, key.len(), now_ms) && item.has(key_at, key)
+        }
+    }
+
+    /// What is wrong with the words of an item, if it is to be unmoved with a key so long; zero if nothing.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn difference(&self, words: Wide, key_len: usize, now_ms: u64) -> Wide {
+        use std::arch::x86_64::{
+            _mm_add_epi64, _mm_and_si128, _mm_cvtsi64_si128, _mm_load_si128, _mm_slli_epi64,
+            _mm_sub_epi16, _mm_subs_epu16, _mm_unpacklo_epi64,
+        };
+        const SHIFT: i32 = KEY_SHIFT.cast_signed();
+        let now = now_ms.wrapping_mul(PER_MS).cast_signed();
+        let key_len = (key_len as u64).wrapping_sub(1).cast_signed();
+        // SAFETY: SSE2 is part of x86_64; the fields are of 16 bytes each, and aligned as these are.
+        unsafe {
+            // Lengths that no key has, have bits beyond the mask.
+            let key_len = _mm_slli_epi64::<SHIFT>(_mm_cvtsi64_si128(key_len));
+            let more = _mm_unpacklo_epi64(_mm_cvtsi64_si128(now), key_len);
+            let wanted = _mm_add_epi64(_mm_load_si128((&raw const self.base).cast()), more);
+            let there = _mm_and_si128(words, _mm_load_si128((&raw const self.mask).cast()));
+            let less_max = _mm_load_si128((&raw const self.less_max).cast());
+            _mm_subs_epu16(_mm_sub_epi16(wanted, there), less_max)
+        }
+    }
+
+    /// Whether these are the words of an unmoved item with a key so long.
+    #[cfg(any(test, not(target_arch = "x86_64")))]
+    fn holds(&self, words: [u64; 2], key_len: usize, now_ms: u64) -> bool {
+        let key_len = (key_len as u64).wrapping_sub(1) << KEY_SHIFT;
+        let wanted = [
+            self.base[0].wrapping_add(now_ms.wrapping_mul(PER_MS)),
+            self.base[1].wrapping_add(key_len),
+        ];
+        let there = [words[0] & self.mask[0], words[1] & self.mask[1]];
+        let less_s =
+            ((wanted[0] >> VERSION_BITS) as u16).wrapping_sub((there[0] >> VERSION_BITS) as u16);
+        less_s <= self.less_max[3] && there[1] == wanted[1]
     }
 }
 
@@ -232,52 +282,91 @@ mod tests {
 
     const START_MS: u64 = 1_700_000_000_123;
 
-    fn head(used_s: u32, word: u64) -> Head {
-        Head::new(1, 0x1234_5678_9abc | u64::from(used_s as u16) << VERSION_BITS, word)
+    fn words(used_s: u32, word: u64) -> [u64; 2] {
+        [0x1234_5678_9abc | u64::from(used_s as u16) << VERSION_BITS, word]
+    }
+
+    /// Whether the words are those of an unmoved item, in every way it is asked.
+    fn is_unmoved(unmoved: &Unmoved, words: [u64; 2], key_len: usize, now_ms: u64) -> bool {
+        let holds = unmoved.holds(words, key_len, now_ms);
+        #[cfg(target_arch = "x86_64")]
+        {
+            // SAFETY: both are 16 bytes, of which any are values.
+            let [wide, none] = [words, [0; 2]]
+                .map(|words: [u64; 2]| unsafe { std::mem::transmute::<[u64; 2], Wide>(words) });
+            let difference = unmoved.difference(wide, key_len, now_ms);
+            // SAFETY: as above.
+            let same = unsafe {
+                std::arch::x86_64::_mm_movemask_epi8(std::arch::x86_64::_mm_cmpeq_epi8(
+                    difference, none,
+                ))
+            };
+            assert_eq!(same == 0xffff, holds, "{words:x?}, key of {key_len}, {now_ms} ms");
+        }
+        holds
     }
 
     #[test]
-    fn a_use_is_lately_by_milliseconds_as_it_is_by_seconds_but_for_a_second() {
-        let unmoved = Unmoved::new(PolicyKind::Lru.settled(), START_MS);
+    fn a_use_is_lately_by_milliseconds_as_it_is_by_seconds() {
+        let none = Settled { mask: 0, value: 0 };
+        let unmoved = Unmoved::new(none, START_MS, SMALL_LEN_MAX);
         let now_s = [0_u32, 59, 1_000, 65_530, 65_600, 5_000_000, 70_000_000, 400_000_000];
         for (now_s, ago) in now_s.into_iter().flat_map(|now| (0..200).map(move |ago| (now, ago))) {
-            let used = head(now_s.wrapping_sub(ago), 0);
-            for ms in [0, 1, 499, 999] {
-                let about =
-                    used.is_used_lately_about(START_MS + u64::from(now_s) * 1000 + ms, &unmoved);
-                let exactly = |now_s| used.is_used_lately(now_s);
-                let near = [now_s.wrapping_sub(1), now_s, now_s.wrapping_add(1)].map(exactly);
-                assert!(near.contains(&about), "{now_s} s {ms} ms, used {ago} s ago");
+            let used_s = now_s.wrapping_sub(ago).wrapping_add(2);
+            let words = words(used_s, Mark::FETCHED.0);
+            let exactly = Head::new(1, words[0], words[1]).is_used_lately(now_s);
+            for ms in [0, 1, 499, 990] {
+                let now_ms = START_MS + u64::from(now_s) * 1000 + ms;
+                assert_eq!(
+                    is_unmoved(&unmoved, words, 1, now_ms),
+                    exactly,
+                    "{now_s} s, used {used_s}"
+                );
             }
         }
     }
 
     #[test]
     fn an_unmoved_item_is_small_and_without_parts_has_the_key_s_length_and_is_noted_already() {
-        let unmoved = Unmoved::new(PolicyKind::Adaptive.settled(), START_MS);
         let settled = (0..64).find(|&bits| PolicyKind::Adaptive.hit_bits(bits) == Some(bits));
         let policy = u64::from(settled.unwrap()) << POLICY_SHIFT;
-        let word = 2047 | 29 << KEY_SHIFT | policy | Mark::FETCHED.0;
-        let is = |word, key_len| head(100, word).is_unmoved(key_len, START_MS + 100_000, &unmoved);
+        let now_ms = START_MS + 100_000;
+        for len_max in [127, SMALL_LEN_MAX] {
+            let unmoved = Unmoved::new(PolicyKind::Adaptive.settled(), START_MS, len_max);
+            let word = len_max as u64 | 29 << KEY_SHIFT | policy | Mark::FETCHED.0;
+            let is = |word, key_len| is_unmoved(&unmoved, words(100, word), key_len, now_ms);
 
-        assert!(is(word, 30) && is(word - 2047, 30));
-        for key_len in [0, 1, 29, 31, 32_768 + 30, usize::MAX] {
-            assert!(!is(word, key_len), "{key_len}");
+            assert!(is(word, 30) && is(word - len_max as u64, 30));
+            for key_len in [0, 1, 29, 31, 32_768 + 30, usize::MAX] {
+                assert!(!is(word, key_len), "{key_len}");
+            }
+            assert!(!is(word + 1, 30), "a value of {} bytes", len_max + 1);
+            assert!(!is(word & !Mark::FETCHED.0, 30) && !is(word & !policy, 30));
+            for mark in
+                [Mark::FLAGS, Mark::TTL, Mark::WIDE, Mark::CHUNKED, Mark::STALE, Mark::GRANTED]
+            {
+                assert!(!is(word | mark.0, 30), "{mark:?}");
+            }
+            let later = is_unmoved(&unmoved, words(100, word), 30, START_MS + 170_000);
+            assert!(!later, "used 70 seconds ago");
+            let none = Unmoved::new(PolicyKind::Lru.settled(), START_MS, len_max);
+            assert!((0..64).all(|bits| {
+                !is_unmoved(&none, words(100, word | bits << POLICY_SHIFT), 30, now_ms)
+            }));
+            assert!(!is_unmoved(&unmoved, [0, 0], 1, START_MS), "what is at address 0");
         }
-        assert!(!is(word + 1, 30), "a value of 2048 bytes");
-        assert!(!is(word & !Mark::FETCHED.0, 30) && !is(word & !policy, 30));
-        for mark in [Mark::FLAGS, Mark::TTL, Mark::WIDE, Mark::CHUNKED, Mark::STALE, Mark::GRANTED]
-        {
-            assert!(!is(word | mark.0, 30), "{mark:?}");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_words_are_judged_alike_in_vectors_and_one_by_one(
+            first: u64, word: u64, flip in 0..64_u32, key_len in 1..70_000_usize, ms in 0..1_000_000_000_000_u64,
+        ) {
+            let unmoved = Unmoved::new(PolicyKind::Adaptive.settled(), START_MS, 127);
+            is_unmoved(&unmoved, [first, word], key_len, START_MS + ms);
+            // Near to one that is, too.
+            let near = unmoved.base[1].wrapping_add((key_len as u64 - 1) << KEY_SHIFT) ^ 1 << flip;
+            is_unmoved(&unmoved, [first, near], key_len, START_MS + ms);
         }
-        assert!(
-            !head(100, word).is_unmoved(30, START_MS + 170_000, &unmoved),
-            "used 70 seconds ago"
-        );
-        let none = Unmoved::new(PolicyKind::Lru.settled(), START_MS);
-        assert!((0..64).all(|bits| {
-            !head(100, word | bits << POLICY_SHIFT).is_unmoved(30, START_MS + 100_000, &none)
-        }));
-        assert!(!head(0, 0).is_unmoved(1, START_MS, &unmoved), "what is at address 0");
     }
 }

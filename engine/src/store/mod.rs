@@ -31,7 +31,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{Mutex, MutexGuard};
 
 pub use large::PinnedValue;
-pub use read::{Appended, Value};
+pub use read::{Appended, Reads, Value};
 pub use upkeep::{ClassUsage, Upkeep};
 pub use walk::{Entry, ScanPage};
 
@@ -51,7 +51,7 @@ use crate::view::{BucketAt, ShardView, Views};
 /// The least memory a store works with, in bytes.
 pub const MEMORY_MIN: usize = 4 << 20;
 
-/// The top bits of a hash that may choose a shard.
+/// As many as the eight bits of a hash tell apart that choose the shard.
 const SHARDS_MAX: usize = 256;
 
 /// How a store is made.
@@ -281,7 +281,7 @@ impl Store {
 
     #[inline]
     fn shard_number(&self, hash: u64) -> usize {
-        self.inner.views.number(hash)
+        self.inner.views.by_hash().number(hash)
     }
 
     #[inline]
@@ -291,7 +291,7 @@ impl Store {
 
     #[inline(always)]
     fn view(&self, hash: u64) -> &ShardView {
-        self.inner.views.of(hash)
+        self.inner.views.by_hash().of(hash)
     }
 
     #[inline]
@@ -305,6 +305,7 @@ impl Store {
     fn begin(&self, now_ms: u64) -> Now {
         if self.inner.flush_timer.take_due(now_ms) {
             self.clear();
+            self.mark_flush();
         }
         self.clock(now_ms)
     }
@@ -395,6 +396,15 @@ impl Store {
         self.inner.flush_timer.set(later);
         if later.is_none() {
             self.clear();
+        }
+        self.mark_flush();
+    }
+
+    /// Tells readers whether a flush waits. Whoever set it last comes last to some shard, or finds there
+    /// what has been told of it already.
+    fn mark_flush(&self) {
+        for shard in self.inner.each() {
+            shard.view.sequence.mark_flush(self.inner.flush_timer.due_ms().is_some());
         }
     }
 

@@ -25,7 +25,7 @@ use crate::seqlock::Moment;
 use crate::shard::{Full, Now};
 use crate::store::large::PinnedValue;
 use crate::store::{Locked, Store};
-use crate::view::{Glance, ShardView, Sighting};
+use crate::view::{Glance, Sighting, ViewsByHash};
 
 /// A value as a reader sees it.
 pub enum Value<'a> {
@@ -35,7 +35,7 @@ pub enum Value<'a> {
     Large(PinnedValue),
 }
 
-/// What came of a read by [`Store::get_into`].
+/// What came of a read by [`Reads::get_into`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Appended<A> {
     /// The item is there. With what `begin` returned; if that is something, the value was appended.
@@ -81,112 +81,14 @@ impl Store {
         }
     }
 
-    /// Reads a small item straight into the caller's output, as most requests want it: its value is
-    /// copied once, from where it lies, without the lock.
-    ///
-    /// `begin` is told of the item and appends what comes before the value; if it returns `None`, no
-    /// value is wanted. It must do nothing else: it may have been in vain, and be told of an item that
-    /// never was so. Then what it appended is taken off again with [`Appended::Undone`], and the item
-    /// is to be read by [`get`](Self::get).
-    #[inline(always)]
-    pub fn get_into<A>(
-        &self,
-        key: &[u8],
-        hash: u64,
-        options: &GetOptions,
-        now_ms: u64,
-        out: &mut Vec<u8>,
-        begin: impl FnOnce(&ItemInfo, &mut Vec<u8>) -> Option<A>,
-    ) -> Appended<A> {
-        let len = out.len();
-        let appended = self.append_unlocked(key, hash, options, now_ms, out, begin);
-        appended.unwrap_or_else(|| {
-            out.truncate(len);
-            Appended::Undone
-        })
+    /// Reads of a batch: see [`Reads`].
+    #[inline]
+    pub fn reads(&self) -> Reads<'_> {
+        Reads { store: self, views: self.inner.views.by_hash(), hits: 0 }
     }
 
-    /// As [`get_into`](Self::get_into) says. `None` when the lock is needed: then what was appended
-    /// is void.
-    #[inline(always)]
-    fn append_unlocked<A>(
-        &self,
-        key: &[u8],
-        hash: u64,
-        options: &GetOptions,
-        now_ms: u64,
-        out: &mut Vec<u8>,
-        begin: impl FnOnce(&ItemInfo, &mut Vec<u8>) -> Option<A>,
-    ) -> Option<Appended<A>> {
-        if !options.is_plain() {
-            return None;
-        }
-        // First of all what has to be waited for.
-        let view = self.view(hash);
-        let moment = view.sequence.now()?;
-        let slot = match view.glance(hash) {
-            Glance::At(slot) => slot,
-            Glance::Absent if view.sequence.is_still(moment) => {
-                self.inner.tally.miss();
-                return Some(Appended::Miss);
-            }
-            _ => {
-                return self.append_further(moment, NIL, key, hash, options, now_ms, out, begin);
-            }
-        };
-        // Room is made elsewhere: a call in the midst of this would cost more than itself.
-        let room = out.capacity() - out.len();
-        let vectors_end = view.vectors().len_end_in(room);
-        match view.unmoved_at(slot, key, now_ms) {
-            Some(seen) if seen.head.small_value_len() < vectors_end => {
-                self.append_seen::<true, A>(view, moment, seen, key, now_ms, out, begin)
-            }
-            Some(seen) if seen.head.small_value_len() <= room => {
-                self.append_seen::<false, A>(view, moment, seen, key, now_ms, out, begin)
-            }
-            _ => self.append_further(moment, slot, key, hash, options, now_ms, out, begin),
-        }
-    }
-
-    /// Appends an unmoved item that was seen, in `VECTORS` or as any.
-    #[inline(always)]
-    #[expect(clippy::too_many_arguments, reason = "the rest of a function")]
-    fn append_seen<const VECTORS: bool, A>(
-        &self,
-        view: &ShardView,
-        moment: Moment,
-        seen: Sighting,
-        key: &[u8],
-        now_ms: u64,
-        out: &mut Vec<u8>,
-        begin: impl FnOnce(&ItemInfo, &mut Vec<u8>) -> Option<A>,
-    ) -> Option<Appended<A>> {
-        let Sighting { head, parts, item } = seen;
-        let value_len = head.small_value_len();
-        let begun = begin(&parts.info(head, self.clock(now_ms).s), out);
-        let mut end = out.len();
-        if begun.is_some() {
-            let (at, spare) = (parts.key_at + key.len(), out.spare_capacity_mut());
-            if VECTORS {
-                item.copy_vectors_to(at, value_len, spare.first_chunk_mut()?, view.vectors());
-            } else if value_len <= spare.len() {
-                item.copy_to(at, value_len, spare);
-            } else {
-                return None;
-            }
-            end += value_len;
-        }
-        if !view.sequence.is_still(moment) || self.inner.flush_timer.is_due(now_ms) {
-            return None;
-        }
-        self.inner.tally.hit();
-        // SAFETY: the bytes behind the length so far have just been written, to spare capacity.
-        unsafe { out.set_len(end) };
-        Some(Appended::Hit(begun))
-    }
-
-    /// The same for an item that is not where most are, or not as most are, or to be noted. It may be
-    /// in `slot`, if that is one.
+    /// What [`Reads::append_unlocked`] does, for an item that is not where most are, or not as most are, or
+    /// to be noted. It may be in `slot`, if that is one.
     #[inline(never)]
     #[expect(clippy::too_many_arguments, reason = "the rest of a function")]
     fn append_further<A>(
@@ -360,6 +262,117 @@ impl Store {
     pub fn peek(&self, key: &[u8], hash: u64, now_ms: u64) -> Option<ItemInfo> {
         let now = self.begin(now_ms);
         self.shard(hash).peek(hash, key, now).map(|(_, info)| info)
+    }
+}
+
+/// Reads of a batch by one thread, straight into an output: what most requests are. Statistics know of them
+/// when it is dropped, or [`settle`](Self::settle)d.
+///
+/// Where the code that reads is compiled [`vectored`](crate::vectored), a read has more room before the
+/// processor's own limits on what it begins ahead.
+#[must_use]
+pub struct Reads<'a> {
+    store: &'a Store,
+    views: ViewsByHash<'a>,
+    /// Not counted yet. Misses are.
+    hits: u64,
+}
+
+impl Reads<'_> {
+    /// Reads a small item straight into the caller's output: its value is copied once, from where it lies,
+    /// without the lock. What is behind the output's length may be overwritten.
+    ///
+    /// `begin` is told of the item and appends what comes before the value; if it returns `None`, no
+    /// value is wanted. It must do nothing else: it may have been in vain, and be told of an item that
+    /// never was so. Then what it appended is taken off again with [`Appended::Undone`], and the item
+    /// is to be read by [`Store::get`].
+    #[inline(always)]
+    pub fn get_into<A>(
+        &mut self,
+        key: &[u8],
+        hash: u64,
+        options: &GetOptions,
+        now_ms: u64,
+        out: &mut Vec<u8>,
+        begin: impl FnOnce(&ItemInfo, &mut Vec<u8>) -> Option<A>,
+    ) -> Appended<A> {
+        let len = out.len();
+        let appended = self.append_unlocked(key, hash, options, now_ms, out, begin);
+        appended.unwrap_or_else(|| {
+            out.truncate(len);
+            Appended::Undone
+        })
+    }
+
+    /// As [`get_into`](Self::get_into) says. `None` when the lock is needed: then what was appended
+    /// is void.
+    #[inline(always)]
+    fn append_unlocked<A>(
+        &mut self,
+        key: &[u8],
+        hash: u64,
+        options: &GetOptions,
+        now_ms: u64,
+        out: &mut Vec<u8>,
+        begin: impl FnOnce(&ItemInfo, &mut Vec<u8>) -> Option<A>,
+    ) -> Option<Appended<A>> {
+        if !options.is_plain() {
+            return None;
+        }
+        // First of all what has to be waited for.
+        let view = self.views.of(hash);
+        let moment = view.sequence.now_without_flush()?;
+        let slot = match view.glance(hash) {
+            Glance::At(slot) => slot,
+            Glance::Absent if view.sequence.is_still(moment) => {
+                self.store.inner.tally.miss();
+                return Some(Appended::Miss);
+            }
+            _ => {
+                return self
+                    .store
+                    .append_further(moment, NIL, key, hash, options, now_ms, out, begin);
+            }
+        };
+        let Some(Sighting { head, parts, item }) = view.unmoved_at(slot, key, now_ms) else {
+            return self.store.append_further(moment, slot, key, hash, options, now_ms, out, begin);
+        };
+        let begun = begin(&parts.info(head, self.store.clock(now_ms).s), out);
+        let mut end = out.len();
+        if begun.is_some() {
+            // Room is made elsewhere: a call in the midst of this would cost more than itself.
+            let spare = out.spare_capacity_mut();
+            end += view.copy_unmoved(item, parts.key_at + key.len(), spare)?;
+        }
+        if !view.sequence.is_still(moment) {
+            return None;
+        }
+        self.hits += 1;
+        // SAFETY: the bytes behind the length so far have just been written, to spare capacity.
+        unsafe { out.set_len(end) };
+        Some(Appended::Hit(begun))
+    }
+
+    /// Tells the statistics of the reads so far.
+    // Not inlined: so the count is kept in memory, where counting is one instruction. In a register it would
+    // drive out what a read needs.
+    #[inline(never)]
+    pub fn settle(&mut self) {
+        let hits = std::mem::take(&mut self.hits);
+        self.store.inner.tally.add(hits, 0);
+    }
+}
+
+impl Drop for Reads<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        self.settle();
+    }
+}
+
+impl std::fmt::Debug for Reads<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reads").field("hits", &self.hits).finish_non_exhaustive()
     }
 }
 

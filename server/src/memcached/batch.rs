@@ -8,7 +8,7 @@
 //!
 //! The scratch memory is one per worker: a connection that waits holds none of it.
 
-use kiln_engine::{Appended, Store, Value};
+use kiln_engine::{Appended, Reads, Store, Value};
 use kiln_protocol::Parsed;
 use kiln_protocol::command::{Command, Delete, ItemMeta, Outcome};
 use kiln_protocol::memcached::{
@@ -67,11 +67,12 @@ pub(super) fn run(
             count_key(context, &ops, place, hashes[place]);
         }
         let mut ahead = cache.store.ahead(hashes);
+        let mut reads = cache.store.reads();
         let mut ran = ops.len();
         let mut close = false;
         let mut early = None;
         for (number, op) in (1..).zip(&ops) {
-            if answer(parser, context, op, &mut ahead, replies) == After::Close {
+            if answer(parser, context, op, &mut ahead, &mut reads, replies) == After::Close {
                 (close, ran) = (true, number);
                 break;
             }
@@ -80,6 +81,7 @@ pub(super) fn run(
                 break;
             }
         }
+        drop(reads);
         // What was not run is read again.
         let noted = note_kinds(cache, &ops[..ran], hashes, kinds);
         context.worker.counters.memcached_ops.add(noted);
@@ -200,8 +202,10 @@ pub(super) enum After {
     Close,
 }
 
-pub(super) struct ToClient<'a, 'r> {
+pub(super) struct ToClient<'a, 'r, 's> {
     pub(super) reply: &'a Reply<'r>,
+    /// Reads of the cache that may be answered straight from it; `None` where none may.
+    pub(super) reads: Option<&'a mut Reads<'s>>,
     pub(super) replies: &'a mut Vec<u8>,
     pub(super) output: &'a mut Output,
     pub(super) pinned: &'a mut Share,
@@ -209,11 +213,11 @@ pub(super) struct ToClient<'a, 'r> {
     pub(super) failed: &'a mut bool,
 }
 
-impl Sink for ToClient<'_, '_> {
+impl Sink for ToClient<'_, '_, '_> {
     #[inline]
     fn append(&mut self, read: &PlainRead<'_>) -> Appended<()> {
-        let Self { reply, replies, .. } = self;
-        let appended = read.append(replies, |item, replies| reply.begin_hit(item, replies));
+        let Self { reply, reads: Some(reads), replies, .. } = self else { return Appended::Undone };
+        let appended = read.append(reads, replies, |item, replies| reply.begin_hit(item, replies));
         match appended {
             Appended::Hit(end) => {
                 replies.extend_from_slice(end.unwrap_or_default());
@@ -259,12 +263,13 @@ impl Sink for ToClient<'_, '_> {
 
 const OUT_OF_MEMORY_WRITING: &[u8] = b"SERVER_ERROR out of memory writing get response\r\n";
 
-/// Executes one request and writes its answer.
+/// Executes one request and writes its answer. `reads` are of the default cache.
 pub(super) fn answer(
     parser: &mut Parser,
     context: &mut Context<'_>,
     op: &Op<'_>,
     hashes: &mut impl Iterator<Item = u64>,
+    reads: &mut Reads<'_>,
     replies: &mut Vec<u8>,
 ) -> After {
     let node = context.node;
@@ -278,6 +283,7 @@ pub(super) fn answer(
             let mut failed = false;
             let sink = ToClient {
                 reply,
+                reads: Some(reads),
                 replies,
                 output: context.output,
                 pinned: context.pinned,
@@ -317,10 +323,14 @@ pub(super) fn answer(
             reply.encode(described, replies);
         }
         Op::Stats(Stats::Reset) => {
+            reads.settle();
             cache.store.reset_stats();
             replies.extend_from_slice(lines::RESET);
         }
-        Op::Stats(which) => stats::answer(node, *which, context.now_ms, replies),
+        Op::Stats(which) => {
+            reads.settle();
+            stats::answer(node, *which, context.now_ms, replies);
+        }
         Op::Verbosity { level, noreply } => {
             tracing::debug!(level, "a client asked for verbosity; set log_level instead");
             say(lines::OK, *noreply, replies);

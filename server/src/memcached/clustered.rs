@@ -187,6 +187,7 @@ impl Turn<'_, '_, '_> {
                     let mut failed = false;
                     let sink = ToClient {
                         reply,
+                        reads: None,
                         replies,
                         output: self.context.output,
                         pinned: self.context.pinned,
@@ -208,7 +209,8 @@ impl Turn<'_, '_, '_> {
                 }
                 other => {
                     let mut none = std::iter::empty();
-                    batch::answer(self.parser, self.context, other, &mut none, replies)
+                    let mut reads = self.context.node.default_cache().store.reads();
+                    batch::answer(self.parser, self.context, other, &mut none, &mut reads, replies)
                         == After::Close
                 }
             };
@@ -234,6 +236,7 @@ impl Turn<'_, '_, '_> {
                     let now_ms = self.context.now_ms;
                     let sink = ToClient {
                         reply,
+                        reads: None,
                         replies,
                         output: self.context.output,
                         pinned: self.context.pinned,

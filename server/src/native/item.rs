@@ -277,7 +277,7 @@ impl Sink for Aside<'_, '_> {
         if no_value || compressed.is_some() || !matches!(answer, Answer::Frame { id: 1.. }) {
             return Appended::Undone;
         }
-        read.append(replies, |item, replies| {
+        read.append(&mut read.store.reads(), replies, |item, replies| {
             answer.hit_head(HitHead { item, with_value: true }, replies);
             Some(())
         })
