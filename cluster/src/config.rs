@@ -25,8 +25,8 @@ pub struct StrongConfig {
     pub room_reserve_bytes: usize,
     /// How long a quiet primary waits before it tells what it evicted, and what is confirmed if that
     /// matters: if it has just taken over, or copies answer reads, are being filled, or hold more than
-    /// `untold_bytes_max` for it.
-    /// Else they hear of it with the next write, or within a second with that of all partitions.
+    /// `untold_bytes_max` for it. Else they hear of it with the next write, or within a second with that of
+    /// all partitions.
     pub tell_after_ms: u64,
     /// Bytes that copies may hold and not apply for want of a word that they are confirmed.
     pub untold_bytes_max: usize,

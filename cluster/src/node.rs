@@ -555,7 +555,9 @@ impl<S: Store> Node<S> {
             // What it was to be woken for has mostly been done meanwhile: then it is left alone.
             known.wake_at = known.due.filter(|due| *due > now.mono);
             match known.wake_at {
-                Some(later) => drop(self.wakeups.insert((later, place))),
+                Some(later) => {
+                    self.wakeups.insert((later, place));
+                }
                 None if known.due.is_some() => due.push(place),
                 None => {}
             }

@@ -117,6 +117,32 @@ mod tests {
         }
     }
 
+    /// A number, and then a sequence that does not know its length.
+    struct Endless;
+
+    impl Serialize for Endless {
+        fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            use serde::ser::{SerializeSeq, SerializeTuple};
+            struct Unsized;
+            impl Serialize for Unsized {
+                fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                    to.serialize_seq(None)?.end()
+                }
+            }
+            let mut pair = serializer.serialize_tuple(2)?;
+            pair.serialize_element(&77_u64)?;
+            pair.serialize_element(&Unsized)?;
+            pair.end()
+        }
+    }
+
+    #[test]
+    fn of_what_cannot_be_written_nothing_is() {
+        let mut bytes = b"before".to_vec();
+        assert_eq!(write_record(&mut bytes, &Endless), Err(Unwritable));
+        assert_eq!(bytes, b"before");
+    }
+
     #[test]
     fn what_claims_to_be_long_takes_no_memory_for_it() {
         // Texts, 2^62 of them.

@@ -40,16 +40,13 @@ impl Near {
 
     /// Has this thread look, if it is one that others reach. Else false.
     pub(super) fn wake_this() -> bool {
-        this().is_some_and(|near| {
-            near.arrived.notify_one();
-            true
-        })
+        of_this(|near| near.arrived.notify_one()).is_some()
     }
 }
 
-/// How others reach this thread, if they do; nor do they while it ends.
-fn this() -> Option<Arc<Near>> {
-    NEAR.try_with(|near| near.borrow().clone()).ok().flatten()
+/// What is said of how others reach this thread, if they do; nor do they while it ends.
+fn of_this<R>(say: impl FnOnce(&Arc<Near>) -> R) -> Option<R> {
+    NEAR.try_with(|near| near.borrow().as_ref().map(say)).ok().flatten()
 }
 
 /// This thread is one that others reach.
@@ -84,14 +81,14 @@ pub(crate) struct Sleeper {
 impl Sleeper {
     /// The task that is polled now, on this thread.
     pub(super) fn of(task: &Context<'_>) -> Self {
-        Self { waker: task.waker().clone(), near: this() }
+        Self { waker: task.waker().clone(), near: of_this(Arc::clone) }
     }
 
     /// Wakes it.
     pub(crate) fn wake(self) {
         let Self { waker, near } = self;
-        let other = near.filter(|near| this().is_none_or(|this| !Arc::ptr_eq(&this, near)));
-        let Some(near) = other else { return waker.wake() };
+        let is_this = |near: &Arc<Near>| of_this(|this| Arc::ptr_eq(this, near)) == Some(true);
+        let Some(near) = near.filter(|near| !is_this(near)) else { return waker.wake() };
         let mut answered = near.answered.lock();
         match &mut *answered {
             Some(list) => {
