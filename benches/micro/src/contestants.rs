@@ -40,17 +40,34 @@ pub trait Contestant: Send + Sync {
 
     /// Does the work for each key in turn; returns the hits. Provided, so that each contestant has
     /// loops of its own with its operations inlined: one for each kind of work, so that nobody's time
-    /// goes into asking which it is.
+    /// goes into asking which it is; and compiled for this processor.
     fn pass(&self, work: Work, keys: &[Key]) -> usize {
         match work {
-            Work::Get => each::<_, { Work::Get as u8 }>(self, keys),
-            Work::Mix => each::<_, { Work::Mix as u8 }>(self, keys),
-            Work::GetOrSet => each::<_, { Work::GetOrSet as u8 }>(self, keys),
+            Work::Get => vectored(Each::<_, { Work::Get as u8 }> { contestant: self, keys }),
+            Work::Mix => vectored(Each::<_, { Work::Mix as u8 }> { contestant: self, keys }),
+            Work::GetOrSet => {
+                vectored(Each::<_, { Work::GetOrSet as u8 }> { contestant: self, keys })
+            }
         }
     }
 }
 
-#[inline(never)]
+/// A loop over keys.
+struct Each<'a, C: ?Sized, const WORK: u8> {
+    contestant: &'a C,
+    keys: &'a [Key],
+}
+
+impl<C: Contestant + ?Sized, const WORK: u8> kiln_engine::Work for Each<'_, C, WORK> {
+    type Output = usize;
+
+    #[inline(always)]
+    fn run(self) -> usize {
+        each::<C, WORK>(self.contestant, self.keys)
+    }
+}
+
+#[inline(always)]
 fn each<C: Contestant + ?Sized, const WORK: u8>(contestant: &C, keys: &[Key]) -> usize {
     let mut buffer = Vec::with_capacity(OUTPUT_LEN);
     let mut hits = 0;
