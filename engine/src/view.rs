@@ -45,8 +45,6 @@ pub(crate) struct ShardView {
     directory: AtomicPtr<AtomicUsize>,
     bytes: RacyBytes,
     unmoved: Unmoved,
-    /// Whether values of unmoved items are copied in vectors.
-    in_vectors: bool,
     granule_shift: u32,
     /// Bytes of an item before its optional parts. Narrow, so that the compiler knows that keys and small
     /// values behind it end inside a span.
@@ -129,15 +127,13 @@ impl ShardView {
     /// The view of a shard. Must go no later than the shard, whose directory it reads.
     pub(crate) fn new(shard: &Shard, policy: PolicyKind, start_ms: u64) -> Self {
         let (region, granule_shift) = shard.items.heap.region();
-        let in_vectors = VectorCopy::works();
-        let value_len_max = if in_vectors { VectorCopy::LEN_MAX } else { SMALL_LEN_MAX };
+        let value_len_max = if copies_early() { VectorCopy::LEN_MAX } else { SMALL_LEN_MAX };
         let view = Self {
             sequence: Sequence::new(),
             extent: RacyExtent::new(Extent::CLOSED),
             directory: AtomicPtr::default(),
             bytes: region.racy(),
             unmoved: Unmoved::new(policy.settled(), start_ms, value_len_max),
-            in_vectors,
             granule_shift,
             fixed_len: shard.items.fixed_len() as u8,
             _region: Arc::clone(region),
@@ -174,16 +170,17 @@ impl ShardView {
         RacyBucket::new(unsafe { self.bytes.span_inside(self.bucket_at(hash)) })
     }
 
-    /// Copies the value of an unmoved item, `at` bytes from its start, to the start of `target`. Returns its
-    /// length, of which as little is to be believed as of the value; `None` when there is no room for what is written.
+    /// Copies the value of an unmoved item, `at` bytes from its start, to the start of `target`: `early`, where
+    /// [`copies_early`] allows it, by addresses that do not wait for its length. Returns its length, of which as
+    /// little is to be believed as of the value; `None` when there is no room for what is written.
     #[inline(always)]
     pub(crate) fn copy_unmoved(
-        &self,
         item: RacySpan,
         at: usize,
         target: &mut [MaybeUninit<u8>],
+        early: bool,
     ) -> Option<usize> {
-        if self.in_vectors {
+        if early {
             // The lowest bits of the length are all of it: see `new`.
             let len = usize::from(item.u8(VALUE_LEN_AT));
             item.copy_vectors_to(at, len, target.first_chunk_mut()?);
@@ -328,6 +325,11 @@ impl ShardView {
         }
         None
     }
+}
+
+/// Whether values of unmoved items may be copied early.
+pub(crate) fn copies_early() -> bool {
+    VectorCopy::works()
 }
 
 /// Where a bucket was a moment ago: for prefetching only.

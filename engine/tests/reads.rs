@@ -27,6 +27,16 @@ fn read(store: &Store, key: &[u8], now_ms: u64) -> [(Appended<()>, Vec<u8>); 2] 
     [(), ()].map(|()| {
         let expected = get();
         let mut out = Vec::with_capacity(4096);
+        let announced = store.reads_announced().get_into(
+            key,
+            hash,
+            &GetOptions::PLAIN,
+            now_ms,
+            &mut out,
+            |_, _| Some(()),
+        );
+        assert!(announced != Appended::Hit(Some(())) || Some(&out) == expected.as_ref());
+        out.clear();
         out.extend_from_slice(b"before");
         let options = &GetOptions::PLAIN;
         let appended = vectored(Into { store, key, hash, options, now_ms, out: &mut out });

@@ -447,7 +447,7 @@ impl Kiln {
         let (mut at, mut hits) = (0, 0);
         for keys in keys.chunks(CLOCK_EVERY) {
             let now_ms = self.now_ms();
-            let mut reads = self.store.reads();
+            let mut reads = self.store.reads_announced();
             for batch in keys.chunks(self.batch) {
                 hashes.clear();
                 hashes.extend(batch.iter().map(|key| Store::hash(key)));

@@ -25,7 +25,7 @@ use crate::seqlock::Moment;
 use crate::shard::{Full, Now};
 use crate::store::large::PinnedValue;
 use crate::store::{Locked, Store};
-use crate::view::{Glance, Sighting, ViewsByHash};
+use crate::view::{Glance, ShardView, Sighting, ViewsByHash, copies_early};
 
 /// A value as a reader sees it.
 pub enum Value<'a> {
@@ -81,10 +81,22 @@ impl Store {
         }
     }
 
-    /// Reads of a batch: see [`Reads`].
+    /// Reads of a batch, one after the other: see [`Reads`].
     #[inline]
     pub fn reads(&self) -> Reads<'_> {
-        Reads { store: self, views: self.inner.views.by_hash(), hits: 0 }
+        self.reads_copied(copies_early())
+    }
+
+    /// Reads of a batch whose keys are announced: see [`ahead`](Self::ahead). What they read is there already;
+    /// so nothing beyond it is asked for.
+    #[inline]
+    pub fn reads_announced(&self) -> Reads<'_> {
+        self.reads_copied(false)
+    }
+
+    #[inline]
+    fn reads_copied(&self, early: bool) -> Reads<'_> {
+        Reads { store: self, views: self.inner.views.by_hash(), hits: 0, early }
     }
 
     /// What [`Reads::append_unlocked`] does, for an item that is not where most are, or not as most are, or
@@ -276,6 +288,8 @@ pub struct Reads<'a> {
     views: ViewsByHash<'a>,
     /// Not counted yet. Misses are.
     hits: u64,
+    /// Whether values are copied as if they were as long as most.
+    early: bool,
 }
 
 impl Reads<'_> {
@@ -342,7 +356,8 @@ impl Reads<'_> {
         if begun.is_some() {
             // Room is made elsewhere: a call in the midst of this would cost more than itself.
             let spare = out.spare_capacity_mut();
-            end += view.copy_unmoved(item, parts.key_at + key.len(), spare)?;
+            let at = parts.key_at + key.len();
+            end += ShardView::copy_unmoved(item, at, spare, self.early)?;
         }
         if !view.sequence.is_still(moment) {
             return None;

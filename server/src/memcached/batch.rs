@@ -67,7 +67,10 @@ pub(super) fn run(
             count_key(context, &ops, place, hashes[place]);
         }
         let mut ahead = cache.store.ahead(hashes);
-        let mut reads = cache.store.reads();
+        let mut reads = match hashes.len() {
+            0 | 1 => cache.store.reads(),
+            _ => cache.store.reads_announced(),
+        };
         let mut ran = ops.len();
         let mut close = false;
         let mut early = None;
