@@ -176,10 +176,10 @@ impl RacySpan {
     #[inline(always)]
     pub(crate) fn difference(&self, at: usize, bytes: &[u8]) -> Option<Wide> {
         use std::arch::x86_64::{_mm_loadu_si128, _mm_or_si128, _mm_xor_si128};
-        assert!(at <= SPAN_LEN && bytes.len() <= SPAN_LEN - at, "inside the span");
         if bytes.len() > 32 {
             return None;
         }
+        assert!(at <= SPAN_LEN - 32, "inside the span");
         let (first, last) = (bytes.first_chunk::<16>()?, bytes.last_chunk::<16>()?);
         // SAFETY: SSE2 is part of x86_64, and 16 bytes are there to load.
         unsafe {
@@ -278,14 +278,15 @@ impl RacySpan {
         at: usize,
         len: usize,
         target: &mut [MaybeUninit<u8>; VectorCopy::COPIED],
+        _how: VectorCopy,
     ) {
         assert!(at <= SPAN_LEN - VectorCopy::COPIED, "inside the span");
         #[cfg(target_arch = "x86_64")]
         {
             let (from, to) = (self.pointer.wrapping_add(at), target.as_mut_ptr());
-            // SAFETY: `VectorCopy::works` was asked. The vector is inside the span, which may be changing,
-            // and inside the target. Registers from 16 on leave the state of the first ones, in which
-            // older instructions work, as it is.
+            // SAFETY: the processor has such vectors, or there were no `VectorCopy`. This one is inside the
+            // span, which may be changing, and inside the target. Registers from 16 on leave the state of
+            // the first ones, in which older instructions work, as it is.
             unsafe {
                 std::arch::asm!(
                     "vmovdqu64 zmm16, [{from}]",
@@ -347,8 +348,11 @@ pub(crate) fn in_one_register<T>(pointer: *const T) -> *const T {
     }
 }
 
-/// Copying in vectors of 64 bytes.
-pub(crate) struct VectorCopy;
+/// That this processor copies in vectors of 64 bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct VectorCopy {
+    _asked: (),
+}
 
 impl VectorCopy {
     /// Bytes written to for any value that is copied so.
@@ -357,16 +361,13 @@ impl VectorCopy {
     /// Longest value that is copied so. One less than a power of two, so that a mask tells.
     pub(crate) const LEN_MAX: usize = Self::COPIED - 1;
 
-    /// Whether this processor has such vectors.
-    pub(crate) fn works() -> bool {
+    /// If this processor does.
+    pub(crate) fn here() -> Option<Self> {
         #[cfg(target_arch = "x86_64")]
-        {
-            std::arch::is_x86_feature_detected!("avx512f")
-        }
+        let has_them = std::arch::is_x86_feature_detected!("avx512f");
         #[cfg(not(target_arch = "x86_64"))]
-        {
-            false
-        }
+        let has_them = false;
+        has_them.then_some(Self { _asked: () })
     }
 }
 
@@ -498,16 +499,14 @@ mod tests {
 
     #[test]
     fn what_is_copied_in_vectors_is_what_is_there_and_no_more_than_these_is_written() {
-        if !VectorCopy::works() {
-            return;
-        }
+        let Some(how) = VectorCopy::here() else { return };
         const COPIED: usize = VectorCopy::COPIED;
         let bytes: Vec<u8> = (0..SPAN_LEN + 300).map(|at| (at % 251) as u8).collect();
         for len in 0..=VectorCopy::LEN_MAX {
             for at in [0, 1, 17, 63] {
                 let mut target = [MaybeUninit::new(255); 3 * COPIED];
                 let within = target[COPIED..].first_chunk_mut().unwrap();
-                region(&bytes).span(5).unwrap().copy_vectors_to(at, len, within);
+                region(&bytes).span(5).unwrap().copy_vectors_to(at, len, within, how);
                 // SAFETY: all were written when it was made.
                 let target = target.map(|byte| unsafe { byte.assume_init() });
                 let (before, rest) = target.split_at(COPIED);

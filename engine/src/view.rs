@@ -127,7 +127,8 @@ impl ShardView {
     /// The view of a shard. Must go no later than the shard, whose directory it reads.
     pub(crate) fn new(shard: &Shard, policy: PolicyKind, start_ms: u64) -> Self {
         let (region, granule_shift) = shard.items.heap.region();
-        let value_len_max = if copies_early() { VectorCopy::LEN_MAX } else { SMALL_LEN_MAX };
+        let value_len_max =
+            if VectorCopy::here().is_some() { VectorCopy::LEN_MAX } else { SMALL_LEN_MAX };
         let view = Self {
             sequence: Sequence::new(),
             extent: RacyExtent::new(Extent::CLOSED),
@@ -170,23 +171,23 @@ impl ShardView {
         RacyBucket::new(unsafe { self.bytes.span_inside(self.bucket_at(hash)) })
     }
 
-    /// Copies the value of an unmoved item, `at` bytes from its start, to the start of `target`: `early`, where
-    /// [`copies_early`] allows it, by addresses that do not wait for its length. Returns its length, of which as
-    /// little is to be believed as of the value; `None` when there is no room for what is written.
+    /// Copies the value of an unmoved item, `at` bytes from its start, to the start of `target`; `early` by
+    /// addresses that do not wait for its length. Returns the length, of which as little is to be believed as
+    /// of the value; `None` when there is no room for what is written.
     #[inline(always)]
     pub(crate) fn copy_unmoved(
         item: RacySpan,
         at: usize,
         target: &mut [MaybeUninit<u8>],
-        early: bool,
+        early: Option<VectorCopy>,
     ) -> Option<usize> {
-        if early {
+        if let Some(how) = early {
             // The lowest bits of the length are all of it: see `new`.
             let len = usize::from(item.u8(VALUE_LEN_AT));
-            item.copy_vectors_to(at, len, target.first_chunk_mut()?);
+            item.copy_vectors_to(at, len, target.first_chunk_mut()?, how);
             return Some(len);
         }
-        let len = item.u32(VALUE_LEN_AT) as usize & SMALL_LEN_MAX;
+        let len = item.u64(VALUE_LEN_AT) as usize & SMALL_LEN_MAX;
         item.copy_to(at, len, target.get_mut(..len)?);
         Some(len)
     }
@@ -325,11 +326,6 @@ impl ShardView {
         }
         None
     }
-}
-
-/// Whether values of unmoved items may be copied early.
-pub(crate) fn copies_early() -> bool {
-    VectorCopy::works()
 }
 
 /// Where a bucket was a moment ago: for prefetching only.

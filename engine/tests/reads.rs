@@ -106,6 +106,22 @@ fn keys_and_values_of_every_length_are_read_as_they_are_and_no_other_key_is_take
 }
 
 #[test]
+fn keys_that_no_item_has_are_missed_however_long() {
+    let store = store();
+    put(&store, b"a-key-of-twenty-bytes", b"value", NOW_MS);
+    for len in [0, 32_000, 32_001, 65_536, 70_000, 1 << 20] {
+        let key = vec![b'k'; len];
+        // By the hash of an item, too, so that its key is compared.
+        for hash in [Store::hash(&key), Store::hash(b"a-key-of-twenty-bytes")] {
+            let (mut out, options) = (Vec::with_capacity(4096), &GetOptions::PLAIN);
+            let into =
+                Into { store: &store, key: &key, hash, options, now_ms: NOW_MS, out: &mut out };
+            assert_ne!(vectored(into), Appended::Hit(Some(())), "{len}");
+        }
+    }
+}
+
+#[test]
 fn a_flush_that_waits_is_seen_in_time_and_reads_are_as_before_once_it_is_over() {
     let store = store();
     let key = b"a-key-of-twenty-bytes";

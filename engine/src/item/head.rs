@@ -104,7 +104,7 @@ impl Head {
 /// memory, and it can hold only so many instructions that wait for that. What can be worked out before the
 /// item is there, is.
 #[derive(Clone, Copy, Debug)]
-#[repr(align(16))]
+#[repr(C, align(16))]
 pub(crate) struct Unmoved {
     /// The bits of the two words that tell: of the first the seconds, of the second all but length and
     /// seconds.

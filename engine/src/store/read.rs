@@ -20,12 +20,12 @@ use crate::heap::{NIL, Slot};
 use crate::index::Lookup;
 use crate::item::{Head, INLINE_LEN_MAX, KEY_LEN_MAX, Plain};
 use crate::ops::{GetOptions, ItemInfo};
-use crate::racy::CopyBuffer;
+use crate::racy::{CopyBuffer, VectorCopy};
 use crate::seqlock::Moment;
 use crate::shard::{Full, Now};
 use crate::store::large::PinnedValue;
 use crate::store::{Locked, Store};
-use crate::view::{Glance, ShardView, Sighting, ViewsByHash, copies_early};
+use crate::view::{Glance, ShardView, Sighting, ViewsByHash};
 
 /// A value as a reader sees it.
 pub enum Value<'a> {
@@ -84,18 +84,18 @@ impl Store {
     /// Reads of a batch, one after the other: see [`Reads`].
     #[inline]
     pub fn reads(&self) -> Reads<'_> {
-        self.reads_copied(copies_early())
+        self.reads_copied(VectorCopy::here())
     }
 
     /// Reads of a batch whose keys are announced: see [`ahead`](Self::ahead). What they read is there already;
     /// so nothing beyond it is asked for.
     #[inline]
     pub fn reads_announced(&self) -> Reads<'_> {
-        self.reads_copied(false)
+        self.reads_copied(None)
     }
 
     #[inline]
-    fn reads_copied(&self, early: bool) -> Reads<'_> {
+    fn reads_copied(&self, early: Option<VectorCopy>) -> Reads<'_> {
         Reads { store: self, views: self.inner.views.by_hash(), hits: 0, early }
     }
 
@@ -289,7 +289,7 @@ pub struct Reads<'a> {
     /// Not counted yet. Misses are.
     hits: u64,
     /// Whether values are copied as if they were as long as most.
-    early: bool,
+    early: Option<VectorCopy>,
 }
 
 impl Reads<'_> {
